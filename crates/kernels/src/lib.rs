@@ -1,1 +1,42 @@
-//! kernels
+//! How far apart are these vectors, and which `k` are nearest?
+//!
+//! Distances between vectors of f32, f16, i8, u8 and bits: one query against a block of rows ([`Query`]), a block
+//! against a block ([`distance_matrix`]), row against row ([`pair_distances`]), and the `k` nearest ([`TopK`]).
+//! Everything runs on AVX2, AVX-512 or NEON, chosen once at run time ([`isa()`]), or in plain Rust.
+//!
+//! Three promises:
+//! - **One result.** The order of summation is fixed, so a distance has the same bits on every machine, in every block
+//!   shape, and for either order of its arguments. Elements are widened to f64 and added up there, so a distance is
+//!   as good as exact: this is what the engine's final distances are.
+//! - **Smaller is closer**, for every [`Metric`].
+//! - **No surprise.** Shapes that do not fit are a [`DistanceError`]; an undefined distance is NaN and never a neighbor.
+//!
+//! No Arrow, no files, no threads, no clock: the caller splits rows over threads and merges the [`TopK`]s.
+//!
+//! This is the one crate of the workspace with `unsafe` code: vector instructions need it.
+
+mod dispatch;
+mod error;
+mod isa;
+mod matrix;
+mod metric;
+mod query;
+mod reference;
+mod rows;
+mod scan;
+mod single;
+#[cfg(test)]
+mod testing;
+mod top_k;
+mod vectors;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use error::DistanceError;
+pub use isa::{ISA_VARIABLE, Isa, isa, isa_from_env};
+pub use matrix::{distance_matrix, pair_distances};
+pub use metric::Metric;
+pub use query::Query;
+pub use single::{binary_quantize, first_non_finite, norm, normalize_f16, normalize_f32};
+pub use top_k::{Neighbor, TopK};
+pub use vectors::{ElementType, Vectors};

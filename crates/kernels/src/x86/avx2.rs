@@ -1,0 +1,373 @@
+//! AVX2 with FMA, F16C and POPCNT: four registers of four f64 are the sixteen virtual lanes.
+//!
+//! Only loads and arithmetic live here; the loops are in `scan.rs`.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use crate::metric::SumKind;
+use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
+use crate::scan::{self, BitLanes, ByteLanes, FloatLanes, Load, LoadBytes};
+use crate::vectors::{ByteElement, Element};
+
+/// `scan::float_sums` with AVX2.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(crate) fn float_sums<T: Element>(
+    kind: SumKind,
+    query: &[FloatBlock],
+    rows: &RowBlock<'_, T>,
+    sums: &mut Sums<'_>,
+) where
+    Avx2Floats: Load<T>,
+{
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { scan::float_sums::<Avx2Floats, T>(kind, query, rows, sums) }
+}
+
+/// `scan::byte_sums` with AVX2.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(crate) fn byte_sums<T: ByteElement>(
+    kind: SumKind,
+    query: &[IntegerBlock],
+    rows: &RowBlock<'_, T>,
+    sums: &mut Sums<'_>,
+) where
+    Avx2Bytes: LoadBytes<T>,
+{
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { scan::byte_sums::<Avx2Bytes, T>(kind, query, rows, sums) }
+}
+
+/// `scan::bit_sums` with POPCNT.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(crate) fn bit_sums(kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sums: &mut Sums<'_>) {
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { scan::bit_sums::<Avx2Bits>(kind, query, rows, sums) }
+}
+
+/// Lane `4·j + i` is element `i` of register `j`.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2Floats([__m256d; 4]);
+
+// Every method below relies on the contract of its trait: the caller vouches for AVX2, FMA and F16C. Pointers come
+// from arrays of the length that is read.
+impl FloatLanes for Avx2Floats {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the contract of `FloatLanes`.
+        unsafe { Avx2Floats([_mm256_setzero_pd(); 4]) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f64(block: &[f64; LANES]) -> Self {
+        let values = block.as_ptr();
+        // SAFETY: the contract of `FloatLanes`; 4 · 4 values are read from an array of 16.
+        unsafe {
+            Avx2Floats([
+                _mm256_loadu_pd(values),
+                _mm256_loadu_pd(values.add(4)),
+                _mm256_loadu_pd(values.add(8)),
+                _mm256_loadu_pd(values.add(12)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn minus(self, other: Self) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        // SAFETY: the contract of `FloatLanes`.
+        unsafe {
+            Avx2Floats([
+                _mm256_sub_pd(a, e),
+                _mm256_sub_pd(b, f),
+                _mm256_sub_pd(c, g),
+                _mm256_sub_pd(d, h),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        let (sum, a, b) = (self.0, a.0, b.0);
+        // SAFETY: the contract of `FloatLanes`.
+        unsafe {
+            Avx2Floats([
+                _mm256_fmadd_pd(a[0], b[0], sum[0]),
+                _mm256_fmadd_pd(a[1], b[1], sum[1]),
+                _mm256_fmadd_pd(a[2], b[2], sum[2]),
+                _mm256_fmadd_pd(a[3], b[3], sum[3]),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_absolute(self, a: Self) -> Self {
+        let (sum, a) = (self.0, a.0);
+        // SAFETY: the contract of `FloatLanes`.
+        unsafe {
+            let sign = _mm256_set1_pd(-0.0);
+            Avx2Floats([
+                _mm256_add_pd(sum[0], _mm256_andnot_pd(sign, a[0])),
+                _mm256_add_pd(sum[1], _mm256_andnot_pd(sign, a[1])),
+                _mm256_add_pd(sum[2], _mm256_andnot_pd(sign, a[2])),
+                _mm256_add_pd(sum[3], _mm256_andnot_pd(sign, a[3])),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total(self) -> f64 {
+        let [a, b, c, d] = self.0;
+        // SAFETY: the contract of `FloatLanes`.
+        unsafe {
+            let four = _mm256_add_pd(_mm256_add_pd(a, c), _mm256_add_pd(b, d));
+            let two = _mm_add_pd(
+                _mm256_castpd256_pd128(four),
+                _mm256_extractf128_pd::<1>(four),
+            );
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+}
+
+impl Load<f32> for Avx2Floats {
+    #[inline(always)]
+    unsafe fn load(block: &[f32; LANES]) -> Self {
+        let values = block.as_ptr();
+        // SAFETY: the contract of `FloatLanes`; 4 · 4 values are read from an array of 16.
+        unsafe {
+            Avx2Floats([
+                _mm256_cvtps_pd(_mm_loadu_ps(values)),
+                _mm256_cvtps_pd(_mm_loadu_ps(values.add(4))),
+                _mm256_cvtps_pd(_mm_loadu_ps(values.add(8))),
+                _mm256_cvtps_pd(_mm_loadu_ps(values.add(12))),
+            ])
+        }
+    }
+}
+
+impl Load<f16> for Avx2Floats {
+    #[inline(always)]
+    unsafe fn load(block: &[f16; LANES]) -> Self {
+        let values = block.as_ptr().cast::<__m128i>();
+        // SAFETY: the contract of `FloatLanes`; 2 · 16 bytes are read from an array of 32 bytes.
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(values));
+            let high = _mm256_cvtph_ps(_mm_loadu_si128(values.add(1)));
+            Avx2Floats([
+                _mm256_cvtps_pd(_mm256_castps256_ps128(low)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(low)),
+                _mm256_cvtps_pd(_mm256_castps256_ps128(high)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(high)),
+            ])
+        }
+    }
+}
+
+impl Load<i8> for Avx2Floats {
+    #[inline(always)]
+    unsafe fn load(block: &[i8; LANES]) -> Self {
+        // SAFETY: the contract of `FloatLanes`; 16 bytes are read from an array of 16 bytes.
+        unsafe {
+            let values = _mm_loadu_si128(block.as_ptr().cast());
+            from_i32(
+                _mm256_cvtepi8_epi32(values),
+                _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(values)),
+            )
+        }
+    }
+}
+
+impl Load<u8> for Avx2Floats {
+    #[inline(always)]
+    unsafe fn load(block: &[u8; LANES]) -> Self {
+        // SAFETY: the contract of `FloatLanes`; 16 bytes are read from an array of 16 bytes.
+        unsafe {
+            let values = _mm_loadu_si128(block.as_ptr().cast());
+            from_i32(
+                _mm256_cvtepu8_epi32(values),
+                _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(values)),
+            )
+        }
+    }
+}
+
+/// # Safety
+/// The contract of `FloatLanes`.
+#[inline(always)]
+unsafe fn from_i32(low: __m256i, high: __m256i) -> Avx2Floats {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        Avx2Floats([
+            _mm256_cvtepi32_pd(_mm256_castsi256_si128(low)),
+            _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(low)),
+            _mm256_cvtepi32_pd(_mm256_castsi256_si128(high)),
+            _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(high)),
+        ])
+    }
+}
+
+/// Two accumulators of eight i32, so that a block's four additions make two short chains.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2Bytes([__m256i; 2]);
+
+// As above: the caller vouches for AVX2, pointers come from arrays of the length that is read.
+impl ByteLanes for Avx2Bytes {
+    type Wide = [__m256i; 4];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the contract of `ByteLanes`.
+        unsafe { Avx2Bytes([_mm256_setzero_si256(); 2]) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_query(block: &[i16; BYTES]) -> Self::Wide {
+        let values = block.as_ptr().cast::<__m256i>();
+        // SAFETY: the contract of `ByteLanes`; 4 · 32 bytes are read from an array of 128 bytes.
+        unsafe {
+            [
+                _mm256_loadu_si256(values),
+                _mm256_loadu_si256(values.add(1)),
+                _mm256_loadu_si256(values.add(2)),
+                _mm256_loadu_si256(values.add(3)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn minus(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        // SAFETY: the contract of `ByteLanes`.
+        unsafe {
+            [
+                _mm256_sub_epi16(a[0], b[0]),
+                _mm256_sub_epi16(a[1], b[1]),
+                _mm256_sub_epi16(a[2], b[2]),
+                _mm256_sub_epi16(a[3], b[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn absolute(a: Self::Wide) -> Self::Wide {
+        // SAFETY: the contract of `ByteLanes`.
+        unsafe {
+            [
+                _mm256_abs_epi16(a[0]),
+                _mm256_abs_epi16(a[1]),
+                _mm256_abs_epi16(a[2]),
+                _mm256_abs_epi16(a[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_products(self, a: Self::Wide, b: Self::Wide) -> Self {
+        let [even, odd] = self.0;
+        // SAFETY: the contract of `ByteLanes`.
+        unsafe {
+            let even = _mm256_add_epi32(even, _mm256_madd_epi16(a[0], b[0]));
+            let odd = _mm256_add_epi32(odd, _mm256_madd_epi16(a[1], b[1]));
+            let even = _mm256_add_epi32(even, _mm256_madd_epi16(a[2], b[2]));
+            let odd = _mm256_add_epi32(odd, _mm256_madd_epi16(a[3], b[3]));
+            Avx2Bytes([even, odd])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_elements(self, a: Self::Wide) -> Self {
+        // SAFETY: the contract of `ByteLanes`.
+        unsafe { self.plus_products(a, [_mm256_set1_epi16(1); 4]) }
+    }
+
+    #[inline(always)]
+    unsafe fn total(self) -> i64 {
+        let [even, odd] = self.0;
+        // SAFETY: the contract of `ByteLanes`.
+        unsafe {
+            // Widened before anything is added: the lanes may be nearly full.
+            let a = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(even));
+            let b = _mm256_cvtepi32_epi64(_mm256_extracti128_si256::<1>(even));
+            let c = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(odd));
+            let d = _mm256_cvtepi32_epi64(_mm256_extracti128_si256::<1>(odd));
+            let four = _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_add_epi64(c, d));
+            let two = _mm_add_epi64(
+                _mm256_castsi256_si128(four),
+                _mm256_extracti128_si256::<1>(four),
+            );
+            _mm_cvtsi128_si64(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)))
+        }
+    }
+}
+
+impl LoadBytes<i8> for Avx2Bytes {
+    #[inline(always)]
+    unsafe fn load_row(block: &[i8; BYTES]) -> Self::Wide {
+        let values = block.as_ptr().cast::<__m128i>();
+        // SAFETY: the contract of `ByteLanes`; 4 · 16 bytes are read from an array of 64 bytes.
+        unsafe {
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(values)),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(1))),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(2))),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(3))),
+            ]
+        }
+    }
+}
+
+impl LoadBytes<u8> for Avx2Bytes {
+    #[inline(always)]
+    unsafe fn load_row(block: &[u8; BYTES]) -> Self::Wide {
+        let values = block.as_ptr().cast::<__m128i>();
+        // SAFETY: the contract of `ByteLanes`; 4 · 16 bytes are read from an array of 64 bytes.
+        unsafe {
+            [
+                _mm256_cvtepu8_epi16(_mm_loadu_si128(values)),
+                _mm256_cvtepu8_epi16(_mm_loadu_si128(values.add(1))),
+                _mm256_cvtepu8_epi16(_mm_loadu_si128(values.add(2))),
+                _mm256_cvtepu8_epi16(_mm_loadu_si128(values.add(3))),
+            ]
+        }
+    }
+}
+
+/// Eight bytes per POPCNT: three or four of them run per cycle, and short rows pay for no reduction of registers.
+pub(crate) struct Avx2Bits;
+
+impl BitLanes for Avx2Bits {
+    #[inline(always)]
+    unsafe fn different(a: &[u8], b: &[u8]) -> u64 {
+        words(a, b)
+            .map(|(a, b)| u64::from((a ^ b).count_ones()))
+            .sum()
+    }
+
+    #[inline(always)]
+    unsafe fn common_and_right(a: &[u8], b: &[u8]) -> (u64, u64) {
+        words(a, b).fold((0, 0), |(common, right), (a, b)| {
+            (
+                common + u64::from((a & b).count_ones()),
+                right + u64::from(b.count_ones()),
+            )
+        })
+    }
+}
+
+/// The two rows in words of eight bytes, the last one filled up with zeros.
+#[inline(always)]
+fn words<'a>(a: &'a [u8], b: &'a [u8]) -> impl Iterator<Item = (u64, u64)> + 'a {
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let tail = (word(a_tail), word(b_tail));
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (u64::from_le_bytes(*a), u64::from_le_bytes(*b)))
+        .chain(std::iter::once(tail))
+}
+
+#[inline(always)]
+fn word(tail: &[u8]) -> u64 {
+    tail.iter()
+        .fold(0, |word, byte| word << 8 | u64::from(*byte))
+}

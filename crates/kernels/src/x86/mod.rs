@@ -1,0 +1,3 @@
+//! The instruction sets of x86-64. What they must add up, and in which order, is said in `scan.rs`.
+
+pub(crate) mod avx2;
