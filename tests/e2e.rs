@@ -7,13 +7,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, Float64Array, RecordBatch,
-};
+use engine::arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float64Array, RecordBatch};
 use engine::arrow::datatypes::{Field, Float64Type, Int64Type};
 use engine::{
-    Answer, Engine, EngineOptions, ErrorKind, ImportMode, ImportOptions, Progress, ScalarValue, Session,
+    Answer, Engine, EngineOptions, ErrorKind, ImportMode, ImportOptions, Progress, ScalarValue, Session, vector,
 };
+use futures::StreamExt;
 
 async fn memory() -> Session {
     Engine::open("memory:", EngineOptions::default()).await.unwrap().session()
@@ -53,7 +52,8 @@ fn list(values: ArrayRef) -> ScalarValue {
 /// A table of points on a line: row i at [i, 0].
 async fn line(session: &Session, count: usize) {
     run(session, "CREATE TABLE line (id BIGINT, emb VECTOR(2))").await;
-    run(session, &format!("INSERT INTO line SELECT value, ARRAY[value, 0] FROM generate_series(0, {})", count - 1)).await;
+    run(session, &format!("INSERT INTO line SELECT value, ARRAY[value, 0] FROM generate_series(0, {})", count - 1))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn a_prepared_search_takes_its_vector_in_any_float_type() {
     line(&session, 100).await;
     let nearest = session.prepare("SELECT id FROM line ORDER BY emb <-> $1 LIMIT 2").await.unwrap();
     let parameters = [
-        list(Arc::new(Float32Array::from(vec![40.1, 0.0]))),
+        vector([40.1, 0.0]),
         list(Arc::new(Float64Array::from(vec![40.1, 0.0]))),
         ScalarValue::Utf8(Some("[40.1, 0]".to_owned())),
     ];
@@ -77,7 +77,7 @@ async fn a_prepared_search_sees_rows_that_came_after_it_was_prepared() {
     let session = memory().await;
     line(&session, 10).await;
     let nearest = session.prepare("SELECT id FROM line ORDER BY emb <-> $1 LIMIT $2").await.unwrap();
-    let at = |x: f32| list(Arc::new(Float32Array::from(vec![x, 0.0])));
+    let at = |x: f32| vector([x, 0.0]);
     let first = integers(&rows(nearest.run(&[at(50.0), ScalarValue::Int64(Some(1))]).await.unwrap()).await);
     assert_eq!(first, [9]);
     run(&session, "INSERT INTO line VALUES (50, '[50, 0]')").await;
@@ -90,8 +90,12 @@ async fn parameters_that_do_not_fit_are_errors() {
     let session = memory().await;
     line(&session, 10).await;
     let nearest = session.prepare("SELECT id FROM line ORDER BY emb <-> $1 LIMIT 2").await.unwrap();
-    let three = list(Arc::new(Float32Array::from(vec![1.0, 2.0, 3.0])));
-    for wrong in [vec![three], vec![], vec![ScalarValue::Int64(Some(1))], vec![ScalarValue::Utf8(Some("no".into()))]] {
+    for wrong in [
+        vec![vector([1.0, 2.0, 3.0])],
+        vec![],
+        vec![ScalarValue::Int64(Some(1))],
+        vec![ScalarValue::Utf8(Some("no".into()))],
+    ] {
         let error = match nearest.run(&wrong).await {
             Err(error) => error,
             Ok(answer) => match answer {
@@ -113,14 +117,22 @@ async fn distances_are_the_same_bits_in_a_search_and_in_a_select() {
     )
     .await;
     for operator in ["<->", "<=>", "<#>", "<+>"] {
-        let searched = query(&session, &format!("SELECT emb {operator} '[0.1, 0.2, 0.3]' AS d, id FROM v ORDER BY d LIMIT 500")).await;
+        let searched =
+            query(&session, &format!("SELECT emb {operator} '[0.1, 0.2, 0.3]' AS d, id FROM v ORDER BY d LIMIT 500"))
+                .await;
         let computed = query(&session, &format!("SELECT emb {operator} '[0.1, 0.2, 0.3]' AS d, id FROM v")).await;
         let pairs = |batches: &[RecordBatch]| {
             let mut pairs: Vec<(i64, u64)> = batches
                 .iter()
                 .flat_map(|batch| {
                     let ids = batch.column(1).as_primitive::<Int64Type>().values().to_vec();
-                    let bits = batch.column(0).as_primitive::<Float64Type>().values().iter().map(|d| d.to_bits()).collect::<Vec<_>>();
+                    let bits = batch
+                        .column(0)
+                        .as_primitive::<Float64Type>()
+                        .values()
+                        .iter()
+                        .map(|d| d.to_bits())
+                        .collect::<Vec<_>>();
                     ids.into_iter().zip(bits)
                 })
                 .collect();
@@ -163,7 +175,8 @@ async fn a_statement_reads_one_version_of_a_table() {
     let engine = Engine::open("memory:", EngineOptions::default()).await.unwrap();
     let (reader, writer) = (engine.session(), engine.session());
     line(&writer, 10).await;
-    let Answer::Rows(stream) = reader.execute("SELECT a.id FROM line a JOIN line b ON a.id = b.id").await.unwrap() else {
+    let Answer::Rows(stream) = reader.execute("SELECT a.id FROM line a JOIN line b ON a.id = b.id").await.unwrap()
+    else {
         panic!("a query gives rows")
     };
     run(&writer, "INSERT INTO line VALUES (10, '[10, 0]')").await;
@@ -194,7 +207,10 @@ async fn a_text_of_several_statements_is_split_with_their_places() {
     let statements = session.parse(text).unwrap();
     assert_eq!(statements.len(), 2);
     for statement in &statements {
-        assert_eq!(rows(session.run(statement).await.unwrap()).await.iter().map(RecordBatch::num_rows).sum::<usize>(), 1);
+        assert_eq!(
+            rows(session.run(statement).await.unwrap()).await.iter().map(RecordBatch::num_rows).sum::<usize>(),
+            1
+        );
     }
     assert!(session.execute(text).await.is_err(), "execute takes one statement");
 }
@@ -203,7 +219,7 @@ async fn a_text_of_several_statements_is_split_with_their_places() {
 async fn an_import_reports_its_progress() {
     let session = memory().await;
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/fruits.parquet");
-    let progress = Arc::new(Progress::default());
+    let progress = Progress::new();
     let options = ImportOptions {
         sources: vec![fixture.to_str().unwrap().to_owned()],
         table: "fruits".to_owned(),
@@ -219,8 +235,8 @@ async fn completion_knows_tables_columns_functions_and_settings() {
     let session = memory().await;
     line(&session, 1).await;
     let vocabulary = session.vocabulary().await.unwrap();
-    let columns = vocabulary.tables.iter().find(|(_, name, _)| name == "line").map(|(_, _, columns)| columns.clone());
-    assert_eq!(columns, Some(vec!["id".to_owned(), "emb".to_owned()]));
+    let words = vocabulary.tables.iter().find(|words| words.table == "line").expect("the table is known");
+    assert_eq!((words.schema.as_str(), words.columns.as_slice()), ("public", &["id".to_owned(), "emb".to_owned()][..]));
     for function in ["l2_distance", "cosine_distance", "vector_search", "count"] {
         assert!(vocabulary.functions.iter().any(|name| name == function), "{function}");
     }

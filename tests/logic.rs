@@ -50,10 +50,7 @@ fn main() -> ExitCode {
     }
     let Figures { files, records, failures } = figures;
     let verdict = if failures.is_empty() { "ok" } else { "FAILED" };
-    println!(
-        "\nlogic result: {verdict}. {files} runs of files, {records} records, {} failed",
-        failures.len()
-    );
+    println!("\nlogic result: {verdict}. {files} runs of files, {records} records, {} failed", failures.len());
     for failure in &failures {
         println!("  {failure}");
     }

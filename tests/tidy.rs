@@ -109,7 +109,8 @@ fn crate_dependencies_follow_the_drawn_arrows() {
             }
         }
     }
-    wrong.extend(allowed.keys().filter(|name| !seen.contains(*name)).map(|name| format!("{name}: drawn, but no crate")));
+    wrong
+        .extend(allowed.keys().filter(|name| !seen.contains(*name)).map(|name| format!("{name}: drawn, but no crate")));
     none(&wrong);
 }
 
@@ -159,7 +160,9 @@ fn files_and_their_tests_stay_short() {
     for (path, text) in sources(".rs") {
         let lines: Vec<&str> = text.lines().collect();
         let is_test_file = path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/");
-        let inline = lines.windows(2).position(|pair| pair[0].trim() == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].contains('{'));
+        let inline = lines
+            .windows(2)
+            .position(|pair| pair[0].trim() == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].contains('{'));
         let (code, tests) = match inline {
             Some(start) => (start, lines.len() - start),
             None => (lines.len(), 0),
@@ -168,7 +171,9 @@ fn files_and_their_tests_stay_short() {
             wrong.push(format!("{path}: {code} lines before its tests, {CODE_LINES_MAX} at most"));
         }
         if tests > TEST_LINES_MAX {
-            wrong.push(format!("{path}: {tests} lines of tests inside; over {TEST_LINES_MAX} they move to their own tests.rs"));
+            wrong.push(format!(
+                "{path}: {tests} lines of tests inside; over {TEST_LINES_MAX} they move to their own tests.rs"
+            ));
         }
     }
     none(&wrong);
