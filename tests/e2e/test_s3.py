@@ -167,7 +167,8 @@ def test_wrong_credentials_are_refused_and_said_so():
         everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
         iam.put_user_policy(UserName="anna", PolicyName="all", PolicyDocument=json.dumps(everything))
         # From here on the server checks every request.
-        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", data=b"0"), timeout=10)
+        plain = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", plain), timeout=10)
         error = Sagitta(f"s3://{BUCKET}/db", environment(url)).fails("CREATE TABLE t (id INT)")
         assert "credentials" in error.lower() or "access" in error.lower() or "forbidden" in error.lower(), error
         assert "secret" not in error.lower().replace("secret_access_key", ""), "no secret is printed"
