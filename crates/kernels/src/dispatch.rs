@@ -4,11 +4,13 @@ use half::f16;
 
 use crate::isa::{Isa, Present};
 use crate::metric::SumKind;
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
 use crate::reference;
 use crate::rows::{FloatBlock, IntegerBlock, RowBlock, Rows, Sums};
 use crate::vectors::{ByteElement, Element};
 #[cfg(target_arch = "x86_64")]
-use crate::x86::avx2;
+use crate::x86::{avx2, avx512};
 
 /// Calls the kernel of a name in the module of the instruction set.
 ///
@@ -20,6 +22,12 @@ macro_rules! call {
             // SAFETY: a `Present` exists only for what `Isa::is_available` has seen on this machine.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2::$kernel($($argument),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::$kernel($($argument),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::$kernel($($argument),*) },
             _ => reference::$kernel($($argument),*),
         }
     };
@@ -28,13 +36,7 @@ macro_rules! call {
 /// Float sums of `query` against every row, whatever the type of its elements.
 ///
 /// `query`: as many blocks as a row needs. `sums`: one place per row. Bit rows have no float sums and are left out.
-pub(crate) fn float_sums(
-    isa: Present,
-    kind: SumKind,
-    query: &[FloatBlock],
-    rows: &Rows<'_>,
-    sums: &mut Sums<'_>,
-) {
+pub(crate) fn float_sums(isa: Present, kind: SumKind, query: &[FloatBlock], rows: &Rows<'_>, sums: &mut Sums<'_>) {
     match rows {
         Rows::F32(rows) => FloatKernel::run(isa, kind, query, rows, sums),
         Rows::F16(rows) => FloatKernel::run(isa, kind, query, rows, sums),
@@ -56,37 +58,19 @@ pub(crate) fn byte_sums<T: ByteKernel>(
 }
 
 /// Counts of bits of `query` against every row. `query`: the bytes of one row.
-pub(crate) fn bit_sums(
-    isa: Present,
-    kind: SumKind,
-    query: &[u8],
-    rows: &RowBlock<'_, u8>,
-    sums: &mut Sums<'_>,
-) {
+pub(crate) fn bit_sums(isa: Present, kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sums: &mut Sums<'_>) {
     call!(isa, bit_sums(kind, query, rows, sums));
 }
 
 /// Elements that every instruction set can load as f64.
 trait FloatKernel: Element {
-    fn run(
-        isa: Present,
-        kind: SumKind,
-        query: &[FloatBlock],
-        rows: &RowBlock<'_, Self>,
-        sums: &mut Sums<'_>,
-    );
+    fn run(isa: Present, kind: SumKind, query: &[FloatBlock], rows: &RowBlock<'_, Self>, sums: &mut Sums<'_>);
 }
 
 /// Elements that every instruction set can load as i16.
 pub(crate) trait ByteKernel: ByteElement {
     /// Calls the integer kernel of the instruction set.
-    fn run_bytes(
-        isa: Present,
-        kind: SumKind,
-        query: &[IntegerBlock],
-        rows: &RowBlock<'_, Self>,
-        sums: &mut Sums<'_>,
-    );
+    fn run_bytes(isa: Present, kind: SumKind, query: &[IntegerBlock], rows: &RowBlock<'_, Self>, sums: &mut Sums<'_>);
 }
 
 /// A bound "for every instruction set of this architecture" cannot be written once for all architectures, so the
@@ -94,13 +78,7 @@ pub(crate) trait ByteKernel: ByteElement {
 macro_rules! float_kernel {
     ($element:ty) => {
         impl FloatKernel for $element {
-            fn run(
-                isa: Present,
-                kind: SumKind,
-                query: &[FloatBlock],
-                rows: &RowBlock<'_, Self>,
-                sums: &mut Sums<'_>,
-            ) {
+            fn run(isa: Present, kind: SumKind, query: &[FloatBlock], rows: &RowBlock<'_, Self>, sums: &mut Sums<'_>) {
                 call!(isa, float_sums(kind, query, rows, sums));
             }
         }

@@ -79,47 +79,24 @@ impl fmt::Display for DistanceError {
                 write!(f, "a vector has 0 dimensions; give it at least 1")
             }
             DistanceError::PartialByte { dim } => {
-                write!(
-                    f,
-                    "a bit vector has {dim} dimensions; use a multiple of 8, bits are stored in whole bytes"
-                )
+                write!(f, "a bit vector has {dim} dimensions; use a multiple of 8, bits are stored in whole bytes")
             }
-            DistanceError::QueryLength {
-                values,
-                values_per_row,
-            } => write!(
+            DistanceError::QueryLength { values, values_per_row } => write!(
                 f,
                 "the query has {values} stored values but one vector has {values_per_row}; embed the query with the model of the column"
             ),
-            DistanceError::RowsLength {
-                values,
-                values_per_row,
-            } => write!(
-                f,
-                "{values} stored values do not divide into vectors of {values_per_row}; pass whole rows"
-            ),
-            DistanceError::OutputLength { places, distances } => write!(
-                f,
-                "the output has {places} places for {distances} distances; give it one per distance"
-            ),
+            DistanceError::RowsLength { values, values_per_row } => {
+                write!(f, "{values} stored values do not divide into vectors of {values_per_row}; pass whole rows")
+            }
+            DistanceError::OutputLength { places, distances } => {
+                write!(f, "the output has {places} places for {distances} distances; give it one per distance")
+            }
             DistanceError::PairCount { left, right } => {
-                write!(
-                    f,
-                    "{left} vectors on the left and {right} on the right; pairs need as many on both sides"
-                )
+                write!(f, "{left} vectors on the left and {right} on the right; pairs need as many on both sides")
             }
             DistanceError::MetricMismatch { metric, element } => {
-                let names = if metric.is_for_bits() {
-                    "l2, cosine, inner_product or l1"
-                } else {
-                    "hamming or jaccard"
-                };
-                write!(
-                    f,
-                    "{} distance is not defined for {} vectors; use {names}",
-                    metric.name(),
-                    element.name()
-                )
+                let names = if metric.is_for_bits() { "l2, cosine, inner_product or l1" } else { "hamming or jaccard" };
+                write!(f, "{} distance is not defined for {} vectors; use {names}", metric.name(), element.name())
             }
             DistanceError::ElementMismatch { query, rows } => write!(
                 f,
@@ -128,20 +105,13 @@ impl fmt::Display for DistanceError {
                 rows.name()
             ),
             DistanceError::RowOutOfBlock { selected, rows } => {
-                write!(
-                    f,
-                    "row {selected} is selected from a block of {rows} rows; select offsets inside the block"
-                )
+                write!(f, "row {selected} is selected from a block of {rows} rows; select offsets inside the block")
             }
             DistanceError::IsaUnavailable { isa } => write!(
                 f,
                 "this machine has no {}; use one of: {}",
                 isa.name(),
-                Isa::available()
-                    .iter()
-                    .map(|isa| isa.name())
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
             ),
         }
     }

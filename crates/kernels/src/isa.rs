@@ -39,17 +39,12 @@ impl Isa {
 
     /// Reads a name, upper or lower case.
     pub fn parse(name: &str) -> Option<Isa> {
-        Isa::ALL
-            .into_iter()
-            .find(|isa| isa.name().eq_ignore_ascii_case(name))
+        Isa::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name))
     }
 
     /// What this machine has, fastest last. Never empty: [`Isa::Scalar`] is everywhere.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this machine has it.
@@ -62,10 +57,7 @@ impl Isa {
             Isa::Avx512 => has_avx2() && has_avx512(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
-            #[allow(
-                unreachable_patterns,
-                reason = "which of the others remain depends on the architecture"
-            )]
+            #[allow(unreachable_patterns, reason = "which of the others remain depends on the architecture")]
             _ => false,
         }
     }
@@ -119,11 +111,7 @@ pub fn isa_from_env() -> Result<Isa, String> {
         return Ok(best().isa());
     };
     let name = value.to_string_lossy();
-    let names = Isa::available()
-        .iter()
-        .map(|isa| isa.name())
-        .collect::<Vec<_>>()
-        .join(", ");
+    let names = Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
     let Some(isa) = Isa::parse(&name) else {
         return Err(format!(
             "{ISA_VARIABLE} is '{name}', which is no instruction set; unset it or use one of: {names}"
@@ -139,9 +127,7 @@ pub fn isa_from_env() -> Result<Isa, String> {
 
 /// The fastest one present.
 fn best() -> Present {
-    Isa::available()
-        .last()
-        .map_or(Present(Isa::Scalar), |isa| Present(*isa))
+    Isa::available().last().map_or(Present(Isa::Scalar), |isa| Present(*isa))
 }
 
 #[cfg(target_arch = "x86_64")]

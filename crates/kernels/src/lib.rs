@@ -20,6 +20,8 @@ mod error;
 mod isa;
 mod matrix;
 mod metric;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod query;
 mod reference;
 mod rows;

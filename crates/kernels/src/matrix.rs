@@ -21,7 +21,19 @@ pub fn distance_matrix(
     rows: Vectors<'_>,
     out: &mut [f64],
 ) -> Result<(), DistanceError> {
-    let mut query = Query::empty(metric, dim, queries.element_type(), Present::chosen())?;
+    matrix_on(Present::chosen(), metric, dim, queries, rows, out)
+}
+
+/// [`distance_matrix`] on a given instruction set.
+fn matrix_on(
+    isa: Present,
+    metric: Metric,
+    dim: usize,
+    queries: Vectors<'_>,
+    rows: Vectors<'_>,
+    out: &mut [f64],
+) -> Result<(), DistanceError> {
+    let mut query = Query::empty(metric, dim, queries.element_type(), isa)?;
     let (query_count, row_count) = (queries.row_count(dim)?, query.checked(rows)?.len());
     if query_count.checked_mul(row_count) != Some(out.len()) {
         return Err(DistanceError::OutputLength {
@@ -53,16 +65,10 @@ pub fn pair_distances(
     let mut query = Query::empty(metric, dim, left.element_type(), Present::chosen())?;
     let (left_rows, rows) = (left.row_count(dim)?, query.checked(right)?);
     if left_rows != rows.len() {
-        return Err(DistanceError::PairCount {
-            left: left_rows,
-            right: rows.len(),
-        });
+        return Err(DistanceError::PairCount { left: left_rows, right: rows.len() });
     }
     if out.len() != left_rows {
-        return Err(DistanceError::OutputLength {
-            places: out.len(),
-            distances: left_rows,
-        });
+        return Err(DistanceError::OutputLength { places: out.len(), distances: left_rows });
     }
     for (index, out) in out.iter_mut().enumerate() {
         if let Some(vector) = left.rows(dim, index, 1) {

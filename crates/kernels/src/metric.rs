@@ -22,14 +22,8 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order in which the manual names them.
-    pub const ALL: [Metric; 6] = [
-        Metric::L2,
-        Metric::Cosine,
-        Metric::InnerProduct,
-        Metric::L1,
-        Metric::Hamming,
-        Metric::Jaccard,
-    ];
+    pub const ALL: [Metric; 6] =
+        [Metric::L2, Metric::Cosine, Metric::InnerProduct, Metric::L1, Metric::Hamming, Metric::Jaccard];
 
     /// The name in SQL and in plans.
     pub fn name(self) -> &'static str {
@@ -80,14 +74,10 @@ impl Metric {
     /// bits on each of them; a NaN is made the one canonical NaN for the same reason.
     pub(crate) fn finish(self, query_square: f64, first: &mut [f64], second: &[f64]) {
         match self {
-            Metric::L2 => first
-                .iter_mut()
-                .for_each(|sum| *sum = canonical(sum.sqrt())),
+            Metric::L2 => first.iter_mut().for_each(|sum| *sum = canonical(sum.sqrt())),
             Metric::L1 => first.iter_mut().for_each(|sum| *sum = canonical(*sum)),
             // `0 - x` and not `-x`: an inner product of zero is the distance +0, never -0.
-            Metric::InnerProduct => first
-                .iter_mut()
-                .for_each(|sum| *sum = canonical(0.0 - *sum)),
+            Metric::InnerProduct => first.iter_mut().for_each(|sum| *sum = canonical(0.0 - *sum)),
             Metric::Cosine => {
                 for (sum, row_square) in first.iter_mut().zip(second) {
                     *sum = cosine_distance(*sum, query_square, *row_square);
@@ -97,11 +87,7 @@ impl Metric {
             Metric::Jaccard => {
                 for (common, row_bits) in first.iter_mut().zip(second) {
                     let either = query_square + *row_bits - *common;
-                    *common = if *common == 0.0 {
-                        1.0
-                    } else {
-                        1.0 - *common / either
-                    };
+                    *common = if *common == 0.0 { 1.0 } else { 1.0 - *common / either };
                 }
             }
         }
@@ -132,11 +118,7 @@ pub(crate) enum SumKind {
 /// Squares of f32 elements are at most 1.2e77, so the product overflows only for infinite elements.
 fn cosine_distance(dot: f64, query_square: f64, row_square: f64) -> f64 {
     let lengths = (query_square * row_square).sqrt();
-    if lengths > 0.0 {
-        canonical((1.0 - dot / lengths).clamp(0.0, 2.0))
-    } else {
-        f64::NAN
-    }
+    if lengths > 0.0 { canonical((1.0 - dot / lengths).clamp(0.0, 2.0)) } else { f64::NAN }
 }
 
 /// The same value, with every NaN replaced by the one NaN of `f64::NAN`.

@@ -11,7 +11,7 @@ use crate::top_k::TopK;
 use crate::vectors::{ElementType, Vectors};
 
 /// Rows whose sums are computed before they are turned into distances: the sums stay in the first-level cache.
-const ROWS_PER_STEP: usize = 128;
+const ROWS_PER_STEP: usize = 256;
 
 /// A query vector prepared for one metric.
 ///
@@ -59,22 +59,12 @@ impl Query {
     ///
     /// # Errors
     /// As [`Query::new`], and [`DistanceError::IsaUnavailable`].
-    pub fn new_on(
-        isa: Isa,
-        metric: Metric,
-        dim: usize,
-        vector: Vectors<'_>,
-    ) -> Result<Query, DistanceError> {
+    pub fn new_on(isa: Isa, metric: Metric, dim: usize, vector: Vectors<'_>) -> Result<Query, DistanceError> {
         let present = isa.present().ok_or(DistanceError::IsaUnavailable { isa })?;
         Query::prepare(metric, dim, vector, present)
     }
 
-    fn prepare(
-        metric: Metric,
-        dim: usize,
-        vector: Vectors<'_>,
-        isa: Present,
-    ) -> Result<Query, DistanceError> {
+    fn prepare(metric: Metric, dim: usize, vector: Vectors<'_>, isa: Present) -> Result<Query, DistanceError> {
         let mut query = Query::empty(metric, dim, vector.element_type(), isa)?;
         query.set(vector)?;
         Ok(query)
@@ -89,26 +79,14 @@ impl Query {
     ) -> Result<Query, DistanceError> {
         check_shape(metric, dim, element)?;
         let (floats, integers, bits) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Query {
-            metric,
-            dim,
-            isa,
-            element,
-            floats,
-            integers,
-            bits,
-            square: 0.0,
-        })
+        Ok(Query { metric, dim, isa, element, floats, integers, bits, square: 0.0 })
     }
 
     /// Replaces the vector by another one of the same element type and dimension.
     pub(crate) fn set(&mut self, vector: Vectors<'_>) -> Result<(), DistanceError> {
         let values_per_row = self.element.values_per_row(self.dim);
         if vector.len() != values_per_row {
-            return Err(DistanceError::QueryLength {
-                values: vector.len(),
-                values_per_row,
-            });
+            return Err(DistanceError::QueryLength { values: vector.len(), values_per_row });
         }
         match vector {
             Vectors::F32(values) => rows::float_blocks(values, &mut self.floats),
@@ -157,10 +135,7 @@ impl Query {
     pub fn distances(&self, rows: Vectors<'_>, out: &mut [f64]) -> Result<(), DistanceError> {
         let rows = self.checked(rows)?;
         if out.len() != rows.len() {
-            return Err(DistanceError::OutputLength {
-                places: out.len(),
-                distances: rows.len(),
-            });
+            return Err(DistanceError::OutputLength { places: out.len(), distances: rows.len() });
         }
         let mut start = 0;
         for out in out.chunks_mut(ROWS_PER_STEP) {
@@ -174,12 +149,7 @@ impl Query {
     ///
     /// # Errors
     /// As [`Query::distances`].
-    pub fn top_k(
-        &self,
-        rows: Vectors<'_>,
-        first_row: u64,
-        top: &mut TopK,
-    ) -> Result<(), DistanceError> {
+    pub fn top_k(&self, rows: Vectors<'_>, first_row: u64, top: &mut TopK) -> Result<(), DistanceError> {
         let rows = self.checked(rows)?;
         let mut distances = [0.0; ROWS_PER_STEP];
         for start in (0..rows.len()).step_by(ROWS_PER_STEP) {
@@ -229,10 +199,7 @@ impl Query {
     pub(crate) fn checked<'a>(&self, rows: Vectors<'a>) -> Result<Rows<'a>, DistanceError> {
         let element = rows.element_type();
         if (element == ElementType::Bits) != (self.element == ElementType::Bits) {
-            return Err(DistanceError::ElementMismatch {
-                query: self.element,
-                rows: element,
-            });
+            return Err(DistanceError::ElementMismatch { query: self.element, rows: element });
         }
         Rows::all(rows, self.dim)
     }
@@ -258,11 +225,7 @@ impl Query {
 }
 
 /// Whether vectors of `dim` elements of this type have this distance.
-pub(crate) fn check_shape(
-    metric: Metric,
-    dim: usize,
-    element: ElementType,
-) -> Result<(), DistanceError> {
+pub(crate) fn check_shape(metric: Metric, dim: usize, element: ElementType) -> Result<(), DistanceError> {
     if dim == 0 {
         return Err(DistanceError::NoDimensions);
     }

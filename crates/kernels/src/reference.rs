@@ -10,12 +10,7 @@ use crate::vectors::{ByteElement, Element};
 /// Float sums of a query against each row, in the order of summation that `scan.rs` lays down.
 ///
 /// `query`: as f64, padded with zeros to whole blocks of 16. `sums`: one place per row.
-pub(crate) fn float_sums<T: Element>(
-    kind: SumKind,
-    query: &[FloatBlock],
-    rows: &RowBlock<'_, T>,
-    sums: &mut Sums<'_>,
-) {
+pub(crate) fn float_sums<T: Element>(kind: SumKind, query: &[FloatBlock], rows: &RowBlock<'_, T>, sums: &mut Sums<'_>) {
     for index in 0..rows.len() {
         let row = rows.row(index);
         let (mut first, mut second) = ([0.0_f64; LANES], [0.0_f64; LANES]);

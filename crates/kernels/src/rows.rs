@@ -26,11 +26,7 @@ pub(crate) fn float_blocks<T: Element>(vector: &[T], blocks: &mut Vec<FloatBlock
     blocks.clear();
     blocks.extend(vector.chunks(LANES).map(|chunk| {
         let mut block = FloatBlock([0.0; LANES]);
-        block
-            .0
-            .iter_mut()
-            .zip(chunk)
-            .for_each(|(lane, value)| *lane = value.widen());
+        block.0.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = value.widen());
         block
     }));
 }
@@ -40,11 +36,7 @@ pub(crate) fn integer_blocks<T: ByteElement>(vector: &[T], blocks: &mut Vec<Inte
     blocks.clear();
     blocks.extend(vector.chunks(BYTES).map(|chunk| {
         let mut block = IntegerBlock([0; BYTES]);
-        block
-            .0
-            .iter_mut()
-            .zip(chunk)
-            .for_each(|(lane, value)| *lane = value.widen_to_i16());
+        block.0.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = value.widen_to_i16());
         block
     }));
 }
@@ -68,15 +60,23 @@ impl<'a, T> RowBlock<'a, T> {
     /// The `index`-th of the rows meant.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> &'a [T] {
-        let row = self
-            .selected
-            .map_or(index, |selected| selected[index] as usize);
+        let row = self.selected.map_or(index, |selected| selected[index] as usize);
         &self.values[row * self.values_per_row..][..self.values_per_row]
     }
 
-    /// Whether rows are picked, so that the processor cannot guess which comes next.
-    pub(crate) fn is_selected(&self) -> bool {
-        self.selected.is_some()
+    /// The values of all rows that are there.
+    pub(crate) fn values(&self) -> &'a [T] {
+        self.values
+    }
+
+    /// Values of one row, at least 1.
+    pub(crate) fn values_per_row(&self) -> usize {
+        self.values_per_row
+    }
+
+    /// The offsets of the rows meant, if not all of them.
+    pub(crate) fn selected(&self) -> Option<&'a [u32]> {
+        self.selected
     }
 }
 
@@ -112,36 +112,11 @@ impl<'a> Rows<'a> {
         let rows = vectors.row_count(dim)?;
         let values_per_row = vectors.element_type().values_per_row(dim);
         Ok(match vectors {
-            Vectors::F32(values) => Rows::F32(RowBlock {
-                values,
-                values_per_row,
-                rows,
-                selected: None,
-            }),
-            Vectors::F16(values) => Rows::F16(RowBlock {
-                values,
-                values_per_row,
-                rows,
-                selected: None,
-            }),
-            Vectors::I8(values) => Rows::I8(RowBlock {
-                values,
-                values_per_row,
-                rows,
-                selected: None,
-            }),
-            Vectors::U8(values) => Rows::U8(RowBlock {
-                values,
-                values_per_row,
-                rows,
-                selected: None,
-            }),
-            Vectors::Bits(values) => Rows::Bits(RowBlock {
-                values,
-                values_per_row,
-                rows,
-                selected: None,
-            }),
+            Vectors::F32(values) => Rows::F32(RowBlock { values, values_per_row, rows, selected: None }),
+            Vectors::F16(values) => Rows::F16(RowBlock { values, values_per_row, rows, selected: None }),
+            Vectors::I8(values) => Rows::I8(RowBlock { values, values_per_row, rows, selected: None }),
+            Vectors::U8(values) => Rows::U8(RowBlock { values, values_per_row, rows, selected: None }),
+            Vectors::Bits(values) => Rows::Bits(RowBlock { values, values_per_row, rows, selected: None }),
         })
     }
 
@@ -153,17 +128,9 @@ impl<'a> Rows<'a> {
     /// The rows `start..start + count` of these, which must be all rows of their vectors.
     pub(crate) fn range(self, start: usize, count: usize) -> Rows<'a> {
         fn part<T>(block: RowBlock<'_, T>, start: usize, count: usize) -> RowBlock<'_, T> {
-            debug_assert!(
-                block.selected.is_none(),
-                "a range of selected rows is taken by select()"
-            );
-            let values =
-                &block.values[start * block.values_per_row..][..count * block.values_per_row];
-            RowBlock {
-                values,
-                rows: count,
-                ..block
-            }
+            debug_assert!(block.selected.is_none(), "a range of selected rows is taken by select()");
+            let values = &block.values[start * block.values_per_row..][..count * block.values_per_row];
+            RowBlock { values, rows: count, ..block }
         }
         match self {
             Rows::F32(block) => Rows::F32(part(block, start, count)),
@@ -180,10 +147,7 @@ impl<'a> Rows<'a> {
     /// [`DistanceError::RowOutOfBlock`] if an offset is not below the number of rows.
     pub(crate) fn select(self, selected: &'a [u32]) -> Result<Rows<'a>, DistanceError> {
         fn some<'a, T>(block: RowBlock<'a, T>, selected: &'a [u32]) -> RowBlock<'a, T> {
-            RowBlock {
-                selected: Some(selected),
-                ..block
-            }
+            RowBlock { selected: Some(selected), ..block }
         }
         let rows = self.len();
         if let Some(&selected) = selected.iter().find(|&&offset| offset as usize >= rows) {

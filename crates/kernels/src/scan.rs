@@ -12,6 +12,8 @@
 //! Everything here is `#[inline(always)]`: it must end up inside a function that has the target features on, or the
 //! vector instructions would become calls.
 
+use std::marker::PhantomData;
+
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
 use crate::vectors::{ByteElement, Element};
@@ -44,8 +46,7 @@ pub(crate) trait Load<T>: FloatLanes {
     unsafe fn load(block: &[T; LANES]) -> Self;
 }
 
-/// Accumulators of i32 for products of byte elements. Between two calls of `total`, at most
-/// [`BLOCKS_PER_TOTAL`] blocks may be added; the implementation must have enough lanes not to overflow by then.
+/// Accumulators of i32 for products of byte elements, at most [`BLOCKS_PER_TOTAL`] blocks of them.
 ///
 /// # Safety
 /// As for [`FloatLanes`].
@@ -65,7 +66,7 @@ pub(crate) trait ByteLanes: Copy {
     /// Adds the elements of `a`, in any order.
     unsafe fn plus_elements(self, a: Self::Wide) -> Self;
     /// Everything added so far.
-    unsafe fn total(self) -> i64;
+    unsafe fn total(self) -> i32;
 }
 
 /// Loads 64 byte elements of a type, widened to i16.
@@ -77,90 +78,20 @@ pub(crate) trait LoadBytes<T>: ByteLanes {
     unsafe fn load_row(block: &[T; BYTES]) -> Self::Wide;
 }
 
-/// Counts of bits over two rows of equal length.
+/// Counts of bits over two rows of equal length, signed because that is the integer that converts to f64 at once.
 ///
 /// # Safety
 /// As for [`FloatLanes`].
 pub(crate) trait BitLanes {
     /// Bits of `a xor b`.
-    unsafe fn different(a: &[u8], b: &[u8]) -> u64;
+    unsafe fn different(a: &[u8], b: &[u8]) -> i64;
     /// Bits of `a and b`, and bits of `b`.
-    unsafe fn common_and_right(a: &[u8], b: &[u8]) -> (u64, u64);
+    unsafe fn common_and_right(a: &[u8], b: &[u8]) -> (i64, i64);
 }
 
-/// Blocks of 64 products of at most 255·255 that i32 lanes take before they are added up as i64. With 8 lanes or more,
-/// a lane gets at most 8 products per block: 8 · 65,025 · 4,096 = 2,130,739,200 < 2^31.
-pub(crate) const BLOCKS_PER_TOTAL: usize = 4096;
-
-/// How many rows ahead selected rows are fetched into the cache. A row is hundreds of bytes: two cover the latency of
-/// memory, more only crowd the line fill buffers (measured: `benches/distances.rs`, selected rows).
-const PREFETCH_ROWS: usize = 2;
-
-/// What is added to a lane for a pair of elements.
-trait Step {
-    /// `sum` with the contributions of `q` and `r` added.
-    ///
-    /// # Safety
-    /// As for [`FloatLanes`].
-    unsafe fn step<L: FloatLanes>(sum: L, q: L, r: L) -> L;
-    /// As `step`, for byte elements.
-    ///
-    /// # Safety
-    /// As for [`ByteLanes`].
-    unsafe fn step_bytes<L: ByteLanes>(sum: L, q: L::Wide, r: L::Wide) -> L;
-}
-
-struct SquaredDifference;
-struct Product;
-struct AbsoluteDifference;
-
-impl Step for SquaredDifference {
-    #[inline(always)]
-    unsafe fn step<L: FloatLanes>(sum: L, q: L, r: L) -> L {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let difference = q.minus(r);
-            sum.plus_product(difference, difference)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn step_bytes<L: ByteLanes>(sum: L, q: L::Wide, r: L::Wide) -> L {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let difference = L::minus(q, r);
-            sum.plus_products(difference, difference)
-        }
-    }
-}
-
-impl Step for Product {
-    #[inline(always)]
-    unsafe fn step<L: FloatLanes>(sum: L, q: L, r: L) -> L {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { sum.plus_product(q, r) }
-    }
-
-    #[inline(always)]
-    unsafe fn step_bytes<L: ByteLanes>(sum: L, q: L::Wide, r: L::Wide) -> L {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { sum.plus_products(q, r) }
-    }
-}
-
-impl Step for AbsoluteDifference {
-    #[inline(always)]
-    unsafe fn step<L: FloatLanes>(sum: L, q: L, r: L) -> L {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { sum.plus_absolute(q.minus(r)) }
-    }
-
-    #[inline(always)]
-    unsafe fn step_bytes<L: ByteLanes>(sum: L, q: L::Wide, r: L::Wide) -> L {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { sum.plus_elements(L::absolute(L::minus(q, r))) }
-    }
-}
+/// Blocks of 64 products that are added up as i32 before they become an i64. The largest product is the square of the
+/// largest difference, 255 - (-128) = 383, and even one i32 would hold them all: 128 · 64 · 383² = 1,201,676,288 < 2^31.
+pub(crate) const BLOCKS_PER_TOTAL: usize = 128;
 
 /// Float sums of a query against each row.
 ///
@@ -178,102 +109,12 @@ pub(crate) unsafe fn float_sums<L: Load<T>, T: Element>(
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match kind {
-            SumKind::SquaredDifference => {
-                single_sums::<L, T, SquaredDifference>(query, rows, sums.first)
-            }
-            SumKind::Dot => single_sums::<L, T, Product>(query, rows, sums.first),
-            SumKind::AbsoluteDifference => {
-                single_sums::<L, T, AbsoluteDifference>(query, rows, sums.first)
-            }
-            SumKind::DotAndSquare => double_sums::<L, T>(query, rows, sums),
+            SumKind::SquaredDifference => each_row(&Floats::<SquaredDifference<L>, L>::new(query), rows, sums),
+            SumKind::Dot => each_row(&Floats::<Dot<L>, L>::new(query), rows, sums),
+            SumKind::DotAndSquare => each_row(&Floats::<DotAndSquare<L>, L>::new(query), rows, sums),
+            SumKind::AbsoluteDifference => each_row(&Floats::<AbsoluteDifference<L>, L>::new(query), rows, sums),
             // Bit vectors have no float sums; `query.rs` refuses them before a kernel is called.
             SumKind::DifferentBits | SumKind::CommonBits => {}
-        }
-    }
-}
-
-/// One sum per row, two rows at a time: they share the loads of the query, and eight chains of additions instead of
-/// four hide the latency of the multiply-add on AVX2.
-///
-/// # Safety
-/// As [`float_sums`].
-#[inline(always)]
-unsafe fn single_sums<L: Load<T>, T: Element, S: Step>(
-    query: &[FloatBlock],
-    rows: &RowBlock<'_, T>,
-    out: &mut [f64],
-) {
-    let (pairs, last) = out.as_chunks_mut::<2>();
-    for (index, pair) in pairs.iter_mut().enumerate() {
-        prefetch(rows, 2 * index + 2);
-        prefetch(rows, 2 * index + 3);
-        let (left, left_tail) = rows.row(2 * index).as_chunks::<LANES>();
-        let (right, right_tail) = rows.row(2 * index + 1).as_chunks::<LANES>();
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let (mut left_sum, mut right_sum) = (L::zero(), L::zero());
-            for ((left, right), query) in left.iter().zip(right).zip(query) {
-                let query = L::load_f64(&query.0);
-                left_sum = S::step(left_sum, query, L::load(left));
-                right_sum = S::step(right_sum, query, L::load(right));
-            }
-            if let (Some(query), false) = (query.get(left.len()), left_tail.is_empty()) {
-                let query = L::load_f64(&query.0);
-                left_sum = S::step(left_sum, query, L::load(&padded(left_tail)));
-                right_sum = S::step(right_sum, query, L::load(&padded(right_tail)));
-            }
-            *pair = [left_sum.total(), right_sum.total()];
-        }
-    }
-    if let [last] = last {
-        let (row, tail) = rows.row(2 * pairs.len()).as_chunks::<LANES>();
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let mut sum = L::zero();
-            for (row, query) in row.iter().zip(query) {
-                sum = S::step(sum, L::load_f64(&query.0), L::load(row));
-            }
-            if let (Some(query), false) = (query.get(row.len()), tail.is_empty()) {
-                sum = S::step(sum, L::load_f64(&query.0), L::load(&padded(tail)));
-            }
-            *last = sum.total();
-        }
-    }
-}
-
-/// Dot product and sum of squares of each row in one pass; one row at a time fills the registers of AVX2.
-///
-/// # Safety
-/// As [`float_sums`].
-#[inline(always)]
-unsafe fn double_sums<L: Load<T>, T: Element>(
-    query: &[FloatBlock],
-    rows: &RowBlock<'_, T>,
-    sums: &mut Sums<'_>,
-) {
-    for (index, (first, second)) in sums
-        .first
-        .iter_mut()
-        .zip(sums.second.iter_mut())
-        .enumerate()
-    {
-        prefetch(rows, index + PREFETCH_ROWS);
-        let (row, tail) = rows.row(index).as_chunks::<LANES>();
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let (mut dot, mut square) = (L::zero(), L::zero());
-            for (row, query) in row.iter().zip(query) {
-                let values = L::load(row);
-                dot = dot.plus_product(L::load_f64(&query.0), values);
-                square = square.plus_product(values, values);
-            }
-            if let (Some(query), false) = (query.get(row.len()), tail.is_empty()) {
-                let values = L::load(&padded(tail));
-                dot = dot.plus_product(L::load_f64(&query.0), values);
-                square = square.plus_product(values, values);
-            }
-            *first = dot.total();
-            *second = square.total();
         }
     }
 }
@@ -292,98 +133,12 @@ pub(crate) unsafe fn byte_sums<L: LoadBytes<T>, T: ByteElement>(
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match kind {
-            SumKind::SquaredDifference => {
-                single_byte_sums::<L, T, SquaredDifference>(query, rows, sums.first)
-            }
-            SumKind::Dot => single_byte_sums::<L, T, Product>(query, rows, sums.first),
-            SumKind::AbsoluteDifference => {
-                single_byte_sums::<L, T, AbsoluteDifference>(query, rows, sums.first)
-            }
-            SumKind::DotAndSquare => double_byte_sums::<L, T>(query, rows, sums),
+            SumKind::SquaredDifference => each_row(&Bytes::<SquaredDifference<L>, L>::new(query), rows, sums),
+            SumKind::Dot => each_row(&Bytes::<Dot<L>, L>::new(query), rows, sums),
+            SumKind::DotAndSquare => each_row(&Bytes::<DotAndSquare<L>, L>::new(query), rows, sums),
+            SumKind::AbsoluteDifference => each_row(&Bytes::<AbsoluteDifference<L>, L>::new(query), rows, sums),
             // Bit vectors have sums of their own; `query.rs` refuses them before a kernel is called.
             SumKind::DifferentBits | SumKind::CommonBits => {}
-        }
-    }
-}
-
-/// # Safety
-/// As [`float_sums`].
-#[inline(always)]
-unsafe fn single_byte_sums<L: LoadBytes<T>, T: ByteElement, S: Step>(
-    query: &[IntegerBlock],
-    rows: &RowBlock<'_, T>,
-    out: &mut [f64],
-) {
-    for (index, out) in out.iter_mut().enumerate() {
-        prefetch(rows, index + PREFETCH_ROWS);
-        let (row, tail) = rows.row(index).as_chunks::<BYTES>();
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let mut total = 0_i64;
-            for (row, query) in row
-                .chunks(BLOCKS_PER_TOTAL)
-                .zip(query.chunks(BLOCKS_PER_TOTAL))
-            {
-                let mut sum = L::zero();
-                for (row, query) in row.iter().zip(query) {
-                    sum = S::step_bytes(sum, L::load_query(&query.0), L::load_row(row));
-                }
-                total += sum.total();
-            }
-            if let (Some(query), false) = (query.get(row.len()), tail.is_empty()) {
-                total += S::step_bytes(
-                    L::zero(),
-                    L::load_query(&query.0),
-                    L::load_row(&padded(tail)),
-                )
-                .total();
-            }
-            *out = total as f64;
-        }
-    }
-}
-
-/// # Safety
-/// As [`float_sums`].
-#[inline(always)]
-unsafe fn double_byte_sums<L: LoadBytes<T>, T: ByteElement>(
-    query: &[IntegerBlock],
-    rows: &RowBlock<'_, T>,
-    sums: &mut Sums<'_>,
-) {
-    for (index, (first, second)) in sums
-        .first
-        .iter_mut()
-        .zip(sums.second.iter_mut())
-        .enumerate()
-    {
-        prefetch(rows, index + PREFETCH_ROWS);
-        let (row, tail) = rows.row(index).as_chunks::<BYTES>();
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let (mut dot_total, mut square_total) = (0_i64, 0_i64);
-            for (row, query) in row
-                .chunks(BLOCKS_PER_TOTAL)
-                .zip(query.chunks(BLOCKS_PER_TOTAL))
-            {
-                let (mut dot, mut square) = (L::zero(), L::zero());
-                for (row, query) in row.iter().zip(query) {
-                    let values = L::load_row(row);
-                    dot = dot.plus_products(L::load_query(&query.0), values);
-                    square = square.plus_products(values, values);
-                }
-                dot_total += dot.total();
-                square_total += square.total();
-            }
-            if let (Some(query), false) = (query.get(row.len()), tail.is_empty()) {
-                let values = L::load_row(&padded(tail));
-                dot_total += L::zero()
-                    .plus_products(L::load_query(&query.0), values)
-                    .total();
-                square_total += L::zero().plus_products(values, values).total();
-            }
-            *first = dot_total as f64;
-            *second = square_total as f64;
         }
     }
 }
@@ -393,29 +148,364 @@ unsafe fn double_byte_sums<L: LoadBytes<T>, T: ByteElement>(
 /// # Safety
 /// As [`float_sums`].
 #[inline(always)]
-pub(crate) unsafe fn bit_sums<L: BitLanes>(
-    kind: SumKind,
-    query: &[u8],
-    rows: &RowBlock<'_, u8>,
-    sums: &mut Sums<'_>,
-) {
-    for (index, (first, second)) in sums
-        .first
-        .iter_mut()
-        .zip(sums.second.iter_mut())
-        .enumerate()
-    {
-        prefetch(rows, index + PREFETCH_ROWS);
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            if kind == SumKind::CommonBits {
-                let (common, right) = L::common_and_right(query, rows.row(index));
-                *first = common as f64;
-                *second = right as f64;
-            } else {
-                *first = L::different(query, rows.row(index)) as f64;
+pub(crate) unsafe fn bit_sums<L: BitLanes>(kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sums: &mut Sums<'_>) {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        if kind == SumKind::CommonBits {
+            each_row(&CommonBits::<L>(query, PhantomData), rows, sums);
+        } else {
+            each_row(&DifferentBits::<L>(query, PhantomData), rows, sums);
+        }
+    }
+}
+
+/// Places of a block that are read in turn. A core fetches from memory ahead of each stream of reads by itself, but
+/// only so far: four streams together reach more of the bandwidth than one (Zen 3: 22 instead of 15 GB/s).
+const STREAMS: usize = 4;
+
+/// How many bytes of rows are asked for before they are read: enough to cover the latency of memory.
+const BYTES_AHEAD: usize = 3072;
+
+/// Visits every row once, from [`STREAMS`] places in turn, and asks for a later row while it reads one.
+///
+/// # Safety
+/// As [`float_sums`].
+#[inline(always)]
+unsafe fn each_row<K: RowSum<T>, T>(kernel: &K, rows: &RowBlock<'_, T>, sums: &mut Sums<'_>) {
+    let (values, width) = (rows.values(), rows.values_per_row());
+    let visits_ahead = BYTES_AHEAD / (width * size_of::<T>()).max(1) + 1;
+    if let Some(selected) = rows.selected() {
+        for (visit, (first, second)) in sums.first.iter_mut().zip(sums.second.iter_mut()).enumerate() {
+            let ahead = rows.row((visit + visits_ahead).min(selected.len() - 1)).as_ptr();
+            // SAFETY: the caller vouches for the instruction set.
+            (*first, *second) = unsafe { kernel.sums(rows.row(visit), ahead.cast()) };
+        }
+        return;
+    }
+    let part = sums.first.len() / STREAMS;
+    let (streamed, rest) = values.split_at(part * STREAMS * width);
+    let mut streams: [_; STREAMS] =
+        std::array::from_fn(|stream| streamed[stream * part * width..][..part * width].chunks_exact(width));
+    // From the row at the same step of the first stream to the row that is asked for.
+    let ahead: [_; STREAMS] = std::array::from_fn(|stream| {
+        let later = stream + visits_ahead;
+        (later % STREAMS * part + later / STREAMS) * width
+    });
+    for step in 0..part {
+        for (stream, (rows, ahead)) in streams.iter_mut().zip(ahead).enumerate() {
+            let ahead = values.as_ptr().wrapping_add(step * width + ahead).cast();
+            if let Some(row) = rows.next() {
+                let index = stream * part + step;
+                // SAFETY: the caller vouches for the instruction set.
+                (sums.first[index], sums.second[index]) = unsafe { kernel.sums(row, ahead) };
             }
         }
+    }
+    for (index, row) in (part * STREAMS..).zip(rest.chunks_exact(width)) {
+        // SAFETY: the caller vouches for the instruction set.
+        (sums.first[index], sums.second[index]) = unsafe { kernel.sums(row, row.as_ptr().cast()) };
+    }
+}
+
+/// What a query makes of one row.
+trait RowSum<T> {
+    /// The sums for `first` and `second`. Meanwhile, the row at `ahead` is fetched into the cache; the pointer may
+    /// point anywhere.
+    ///
+    /// # Safety
+    /// As for [`FloatLanes`].
+    unsafe fn sums(&self, row: &[T], ahead: *const u8) -> (f64, f64);
+}
+
+/// Float sums `A` of a query, in lanes `L`.
+struct Floats<'a, A, L>(&'a [FloatBlock], PhantomData<(A, L)>);
+
+impl<'a, A, L> Floats<'a, A, L> {
+    fn new(query: &'a [FloatBlock]) -> Self {
+        Floats(query, PhantomData)
+    }
+}
+
+impl<A: FloatSum<L>, L: Load<T>, T: Element> RowSum<T> for Floats<'_, A, L> {
+    #[inline(always)]
+    unsafe fn sums(&self, row: &[T], mut ahead: *const u8) -> (f64, f64) {
+        let (row, tail) = row.as_chunks::<LANES>();
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let mut sum = A::zero();
+            for (row, query) in row.iter().zip(self.0) {
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(size_of_val(row));
+                sum = sum.plus(L::load_f64(&query.0), L::load(row));
+            }
+            if let (Some(query), false) = (self.0.get(row.len()), tail.is_empty()) {
+                sum = sum.plus(L::load_f64(&query.0), L::load(&padded(tail)));
+            }
+            sum.totals()
+        }
+    }
+}
+
+/// Integer sums `A` of a query, in lanes `L`.
+struct Bytes<'a, A, L>(&'a [IntegerBlock], PhantomData<(A, L)>);
+
+impl<'a, A, L> Bytes<'a, A, L> {
+    fn new(query: &'a [IntegerBlock]) -> Self {
+        Bytes(query, PhantomData)
+    }
+}
+
+impl<A: ByteSum<L>, L: LoadBytes<T>, T: ByteElement> RowSum<T> for Bytes<'_, A, L> {
+    #[inline(always)]
+    unsafe fn sums(&self, row: &[T], mut ahead: *const u8) -> (f64, f64) {
+        let (row, tail) = row.as_chunks::<BYTES>();
+        let mut totals = (0_i64, 0_i64);
+        let mut add = |(first, second): (i32, i32)| {
+            totals.0 += i64::from(first);
+            totals.1 += i64::from(second);
+        };
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (mut sum, mut blocks) = (A::zero(), 0);
+            for (row, query) in row.iter().zip(self.0) {
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(BYTES);
+                sum = sum.plus(L::load_query(&query.0), L::load_row(row));
+                blocks += 1;
+                if blocks == BLOCKS_PER_TOTAL {
+                    add(sum.totals());
+                    (sum, blocks) = (A::zero(), 0);
+                }
+            }
+            add(sum.totals());
+            if let (Some(query), false) = (self.0.get(row.len()), tail.is_empty()) {
+                add(A::zero().plus(L::load_query(&query.0), L::load_row(&padded(tail))).totals());
+            }
+        }
+        (totals.0 as f64, totals.1 as f64)
+    }
+}
+
+struct DifferentBits<'a, L>(&'a [u8], PhantomData<L>);
+struct CommonBits<'a, L>(&'a [u8], PhantomData<L>);
+
+impl<L: BitLanes> RowSum<u8> for DifferentBits<'_, L> {
+    #[inline(always)]
+    unsafe fn sums(&self, row: &[u8], ahead: *const u8) -> (f64, f64) {
+        prefetch(ahead);
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { L::different(self.0, row) } as f64, 0.0)
+    }
+}
+
+impl<L: BitLanes> RowSum<u8> for CommonBits<'_, L> {
+    #[inline(always)]
+    unsafe fn sums(&self, row: &[u8], ahead: *const u8) -> (f64, f64) {
+        prefetch(ahead);
+        // SAFETY: the caller vouches for the instruction set.
+        let (common, right) = unsafe { L::common_and_right(self.0, row) };
+        (common as f64, right as f64)
+    }
+}
+
+/// A sum over the pairs of elements of two vectors, or two sums.
+trait FloatSum<L: FloatLanes>: Copy {
+    /// Nothing added yet.
+    ///
+    /// # Safety
+    /// As for [`FloatLanes`], here and below.
+    unsafe fn zero() -> Self;
+    /// With sixteen pairs of elements added.
+    unsafe fn plus(self, q: L, r: L) -> Self;
+    /// The sums for `first` and `second`.
+    unsafe fn totals(self) -> (f64, f64);
+}
+
+#[derive(Clone, Copy)]
+struct SquaredDifference<L>(L);
+#[derive(Clone, Copy)]
+struct Dot<L>(L);
+#[derive(Clone, Copy)]
+struct DotAndSquare<L>(L, L);
+#[derive(Clone, Copy)]
+struct AbsoluteDifference<L>(L);
+
+impl<L: FloatLanes> FloatSum<L> for SquaredDifference<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        SquaredDifference(unsafe { L::zero() })
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L, r: L) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let difference = q.minus(r);
+            SquaredDifference(self.0.plus_product(difference, difference))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (f64, f64) {
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { self.0.total() }, 0.0)
+    }
+}
+
+impl<L: FloatLanes> FloatSum<L> for Dot<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        Dot(unsafe { L::zero() })
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L, r: L) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        Dot(unsafe { self.0.plus_product(q, r) })
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (f64, f64) {
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { self.0.total() }, 0.0)
+    }
+}
+
+impl<L: FloatLanes> FloatSum<L> for DotAndSquare<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { DotAndSquare(L::zero(), L::zero()) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L, r: L) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { DotAndSquare(self.0.plus_product(q, r), self.1.plus_product(r, r)) }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (f64, f64) {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { (self.0.total(), self.1.total()) }
+    }
+}
+
+impl<L: FloatLanes> FloatSum<L> for AbsoluteDifference<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        AbsoluteDifference(unsafe { L::zero() })
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L, r: L) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        AbsoluteDifference(unsafe { self.0.plus_absolute(q.minus(r)) })
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (f64, f64) {
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { self.0.total() }, 0.0)
+    }
+}
+
+/// As [`FloatSum`], for byte elements: at most [`BLOCKS_PER_TOTAL`] blocks.
+trait ByteSum<L: ByteLanes>: Copy {
+    /// Nothing added yet.
+    ///
+    /// # Safety
+    /// As for [`ByteLanes`], here and below.
+    unsafe fn zero() -> Self;
+    /// With 64 pairs of elements added.
+    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self;
+    /// The sums for `first` and `second`.
+    unsafe fn totals(self) -> (i32, i32);
+}
+
+impl<L: ByteLanes> ByteSum<L> for SquaredDifference<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        SquaredDifference(unsafe { L::zero() })
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let difference = L::minus(q, r);
+            SquaredDifference(self.0.plus_products(difference, difference))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (i32, i32) {
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { self.0.total() }, 0)
+    }
+}
+
+impl<L: ByteLanes> ByteSum<L> for Dot<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        Dot(unsafe { L::zero() })
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        Dot(unsafe { self.0.plus_products(q, r) })
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (i32, i32) {
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { self.0.total() }, 0)
+    }
+}
+
+impl<L: ByteLanes> ByteSum<L> for DotAndSquare<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { DotAndSquare(L::zero(), L::zero()) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { DotAndSquare(self.0.plus_products(q, r), self.1.plus_products(r, r)) }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (i32, i32) {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { (self.0.total(), self.1.total()) }
+    }
+}
+
+impl<L: ByteLanes> ByteSum<L> for AbsoluteDifference<L> {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        AbsoluteDifference(unsafe { L::zero() })
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        AbsoluteDifference(unsafe { self.0.plus_elements(L::absolute(L::minus(q, r))) })
+    }
+
+    #[inline(always)]
+    unsafe fn totals(self) -> (i32, i32) {
+        // SAFETY: the caller vouches for the instruction set.
+        (unsafe { self.0.total() }, 0)
     }
 }
 
@@ -423,32 +513,20 @@ pub(crate) unsafe fn bit_sums<L: BitLanes>(
 #[inline(always)]
 fn padded<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
     let mut block = [T::default(); N];
-    block
-        .iter_mut()
-        .zip(tail)
-        .for_each(|(place, value)| *place = *value);
+    block.iter_mut().zip(tail).for_each(|(place, value)| *place = *value);
     block
 }
 
-/// Fetches a row into the cache, if rows are selected: contiguous ones the processor fetches by itself.
-#[inline(always)]
-fn prefetch<T>(rows: &RowBlock<'_, T>, index: usize) {
-    if rows.is_selected() && index < rows.len() {
-        prefetch_slice(rows.row(index));
-    }
-}
-
+/// Asks for a line of memory that will be read soon.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch_slice<T>(row: &[T]) {
+fn prefetch(line: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    let start = row.as_ptr().cast::<i8>();
-    for offset in (0..size_of_val(row)).step_by(64) {
-        // SAFETY: a prefetch is a hint that reads nothing, and `offset` is inside `row`.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(offset)) };
-    }
+    // SAFETY: a prefetch reads nothing and never faults, wherever the pointer points.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
 }
 
+/// Stable Rust has no prefetch for other architectures.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn prefetch_slice<T>(_row: &[T]) {}
+fn prefetch(_line: *const u8) {}

@@ -17,11 +17,7 @@ pub fn norm(vector: Vectors<'_>) -> f64 {
         Vectors::F16(values) => norm_of(values, &mut blocks),
         Vectors::I8(values) => norm_of(values, &mut blocks),
         Vectors::U8(values) => norm_of(values, &mut blocks),
-        Vectors::Bits(values) => values
-            .iter()
-            .map(|byte| f64::from(byte.count_ones()))
-            .sum::<f64>()
-            .sqrt(),
+        Vectors::Bits(values) => values.iter().map(|byte| f64::from(byte.count_ones())).sum::<f64>().sqrt(),
     }
 }
 
@@ -36,10 +32,7 @@ pub fn normalize_f32(vector: &[f32]) -> Vec<f32> {
     if length == 0.0 {
         return vector.to_vec();
     }
-    vector
-        .iter()
-        .map(|value| (f64::from(*value) / length) as f32)
-        .collect()
+    vector.iter().map(|value| (f64::from(*value) / length) as f32).collect()
 }
 
 /// As [`normalize_f32`], rounded to f16 once.
@@ -48,10 +41,7 @@ pub fn normalize_f16(vector: &[f16]) -> Vec<f16> {
     if length == 0.0 {
         return vector.to_vec();
     }
-    vector
-        .iter()
-        .map(|value| f16::from_f64(value.to_f64() / length))
-        .collect()
+    vector.iter().map(|value| f16::from_f64(value.to_f64() / length)).collect()
 }
 
 /// One bit per element of one vector: 1 where the element is above zero.
@@ -70,9 +60,7 @@ pub fn binary_quantize(vector: Vectors<'_>) -> Vec<u8> {
 
 fn signs<T: Copy>(values: &[T], is_positive: impl Fn(T) -> bool) -> Vec<u8> {
     let byte = |chunk: &[T]| {
-        chunk.iter().enumerate().fold(0_u8, |byte, (i, value)| {
-            byte | u8::from(is_positive(*value)) << (7 - i)
-        })
+        chunk.iter().enumerate().fold(0_u8, |byte, (i, value)| byte | u8::from(is_positive(*value)) << (7 - i))
     };
     values.chunks(8).map(byte).collect()
 }
@@ -81,9 +69,7 @@ fn signs<T: Copy>(values: &[T], is_positive: impl Fn(T) -> bool) -> Vec<u8> {
 /// and bits are always finite. Reads at about the speed of memory.
 pub fn first_non_finite(vectors: Vectors<'_>) -> Option<usize> {
     match vectors {
-        Vectors::F32(values) => {
-            first_with(values, |value| value.to_bits() & 0x7f80_0000 == 0x7f80_0000)
-        }
+        Vectors::F32(values) => first_with(values, |value| value.to_bits() & 0x7f80_0000 == 0x7f80_0000),
         Vectors::F16(values) => first_with(values, |value| value.to_bits() & 0x7c00 == 0x7c00),
         Vectors::I8(_) | Vectors::U8(_) | Vectors::Bits(_) => None,
     }
@@ -96,10 +82,7 @@ fn first_with<T: Copy>(values: &[T], test: impl Fn(T) -> bool) -> Option<usize> 
     let mut start = 0;
     for block in values.chunks(BLOCK) {
         if block.iter().fold(false, |any, value| any | test(*value)) {
-            return block
-                .iter()
-                .position(|value| test(*value))
-                .map(|index| start + index);
+            return block.iter().position(|value| test(*value)).map(|index| start + index);
         }
         start += block.len();
     }

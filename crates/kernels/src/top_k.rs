@@ -30,10 +30,7 @@ pub struct TopK {
 impl TopK {
     /// An empty collection of at most `k` neighbors. `k` = 0 collects nothing.
     pub fn new(k: usize) -> TopK {
-        TopK {
-            k,
-            neighbors: Vec::with_capacity(k.min(RESERVED_MAX)),
-        }
+        TopK { k, neighbors: Vec::with_capacity(k.min(RESERVED_MAX)) }
     }
 
     /// The largest number of neighbors that it will hold.
@@ -57,9 +54,7 @@ impl TopK {
         if self.neighbors.len() < self.k {
             f64::INFINITY
         } else {
-            self.neighbors
-                .first()
-                .map_or(f64::NEG_INFINITY, |worst| worst.distance)
+            self.neighbors.first().map_or(f64::NEG_INFINITY, |worst| worst.distance)
         }
     }
 
@@ -109,11 +104,7 @@ impl TopK {
                 return;
             }
             let right = left + 1;
-            let worse = if right < heap.len() && is_nearer(&heap[left], &heap[right]) {
-                right
-            } else {
-                left
-            };
+            let worse = if right < heap.len() && is_nearer(&heap[left], &heap[right]) { right } else { left };
             if !is_nearer(&heap[index], &heap[worse]) {
                 return;
             }
@@ -129,10 +120,7 @@ fn is_nearer(a: &Neighbor, b: &Neighbor) -> bool {
 
 /// No distance in a `TopK` is NaN, and -0 counts as 0, so this is a total order.
 fn by_distance_then_row(a: &Neighbor, b: &Neighbor) -> Ordering {
-    a.distance
-        .partial_cmp(&b.distance)
-        .unwrap_or(Ordering::Equal)
-        .then(a.row.cmp(&b.row))
+    a.distance.partial_cmp(&b.distance).unwrap_or(Ordering::Equal).then(a.row.cmp(&b.row))
 }
 
 #[cfg(test)]

@@ -71,10 +71,7 @@ impl<'a> Vectors<'a> {
     pub(crate) fn row_count(&self, dim: usize) -> Result<usize, DistanceError> {
         let values_per_row = self.element_type().values_per_row(dim);
         if values_per_row == 0 || !self.len().is_multiple_of(values_per_row) {
-            return Err(DistanceError::RowsLength {
-                values: self.len(),
-                values_per_row,
-            });
+            return Err(DistanceError::RowsLength { values: self.len(), values_per_row });
         }
         Ok(self.len() / values_per_row)
     }
@@ -97,13 +94,8 @@ pub enum ElementType {
 
 impl ElementType {
     /// Every element type, widest first.
-    pub const ALL: [ElementType; 5] = [
-        ElementType::F32,
-        ElementType::F16,
-        ElementType::I8,
-        ElementType::U8,
-        ElementType::Bits,
-    ];
+    pub const ALL: [ElementType; 5] =
+        [ElementType::F32, ElementType::F16, ElementType::I8, ElementType::U8, ElementType::Bits];
 
     /// A name for messages and benches.
     pub fn name(self) -> &'static str {
