@@ -1,0 +1,273 @@
+//! The bytes of one catalog file. Nothing is read or written here.
+//!
+//! Two lines of JSON, each ending in a line feed:
+//!
+//! ```text
+//! {"sagitta_catalog":1,"number":7,"nonce":"…","bytes":123,"crc32":"89abcdef"}
+//! {"schemas":{"public":{"relations":{"docs":{"kind":"table","id":"…","location":"…",…}}}}}
+//! ```
+//!
+//! `sagitta_catalog` is the magic and the version of the format, `number` the number in the file's name, `nonce` a
+//! random text by which a writer knows its own file again, `bytes` and `crc32` (CRC-32/ISO-HDLC) the length and the
+//! checksum of the second line without its line feed. A reader refuses a newer version and ignores unknown fields.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use serde::{Deserialize, Serialize};
+
+use super::{Catalog, ExternalTable, Relation, SchemaEntry, TableEntry, ViewEntry};
+use crate::error::{Result, StorageError};
+
+/// The version this program writes and the newest it reads.
+pub(crate) const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    sagitta_catalog: u32,
+    number: u64,
+    nonce: String,
+    bytes: usize,
+    crc32: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    schemas: BTreeMap<String, StoredSchema>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredSchema {
+    relations: BTreeMap<String, StoredRelation>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum StoredRelation {
+    Table {
+        id: String,
+        location: String,
+        created_at_us: i64,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        defaults: BTreeMap<String, String>,
+    },
+    External {
+        format: String,
+        location: String,
+        #[serde(default)]
+        options: Vec<(String, String)>,
+        /// An Arrow IPC stream without batches, in hexadecimal digits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        schema_ipc: Option<String>,
+        created_at_us: i64,
+    },
+    View {
+        sql: String,
+        created_at_us: i64,
+    },
+}
+
+/// What a catalog file holds.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) catalog: Catalog,
+    pub(crate) nonce: String,
+}
+
+/// The bytes of `catalog` as file number `catalog.number`.
+pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
+    let mut schemas = BTreeMap::new();
+    for (name, schema) in &catalog.schemas {
+        let mut relations = BTreeMap::new();
+        for (name, relation) in &schema.relations {
+            relations.insert(name.clone(), store(relation)?);
+        }
+        schemas.insert(name.clone(), StoredSchema { relations });
+    }
+    let body = to_json(&Body { schemas })?;
+    let header = to_json(&Header {
+        sagitta_catalog: VERSION,
+        number: catalog.number,
+        nonce: nonce.to_owned(),
+        bytes: body.len(),
+        crc32: format!("{:08x}", crc32fast::hash(body.as_bytes())),
+    })?;
+    Ok(format!("{header}\n{body}\n").into_bytes())
+}
+
+/// Reads file number `number`. `file` names it in messages.
+///
+/// # Errors
+/// [`StorageError::Corrupt`] if a checksum, length or number differs, [`StorageError::Unsupported`] for a newer version.
+pub(crate) fn decode(bytes: &[u8], number: u64, file: &str) -> Result<Decoded> {
+    let corrupt =
+        |why: String| StorageError::corrupt(format!("catalog file {file} is damaged ({why}); restore it from a copy"));
+    let text = std::str::from_utf8(bytes).map_err(|_| corrupt("it is not text".to_owned()))?;
+    let (header, rest) = text.split_once('\n').ok_or_else(|| corrupt("it has no header line".to_owned()))?;
+    let header: Header =
+        serde_json::from_str(header).map_err(|error| corrupt(format!("its header cannot be read: {error}")))?;
+    if header.sagitta_catalog > VERSION {
+        return Err(StorageError::unsupported(format!(
+            "catalog file {file} has format {} and this program reads up to {VERSION}; use a newer sagitta",
+            header.sagitta_catalog
+        )));
+    }
+    let body = rest.strip_suffix('\n').ok_or_else(|| corrupt("its end is missing".to_owned()))?;
+    if body.len() != header.bytes {
+        return Err(corrupt(format!("it holds {} bytes instead of {}", body.len(), header.bytes)));
+    }
+    let crc32 = format!("{:08x}", crc32fast::hash(body.as_bytes()));
+    if crc32 != header.crc32 {
+        return Err(corrupt(format!("its checksum is {crc32} instead of {}", header.crc32)));
+    }
+    if header.number != number {
+        return Err(corrupt(format!("it says it is number {}", header.number)));
+    }
+    let body: Body =
+        serde_json::from_str(body).map_err(|error| corrupt(format!("its body cannot be read: {error}")))?;
+    let mut schemas = BTreeMap::new();
+    for (name, schema) in body.schemas {
+        let mut relations = BTreeMap::new();
+        for (name, relation) in schema.relations {
+            let relation = load(relation).map_err(|error| corrupt(format!("relation {name}: {error}")))?;
+            relations.insert(name, relation);
+        }
+        schemas.insert(name, SchemaEntry { relations });
+    }
+    Ok(Decoded { catalog: Catalog { number, schemas }, nonce: header.nonce })
+}
+
+fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| StorageError::internal("the catalog cannot be written as JSON").with_source(error))
+}
+
+fn store(relation: &Relation) -> Result<StoredRelation> {
+    Ok(match relation.clone() {
+        Relation::Table(TableEntry { id, location, created_at_us, defaults }) => {
+            StoredRelation::Table { id, location, created_at_us, defaults }
+        }
+        Relation::External(ExternalTable { format, location, options, schema, created_at_us }) => {
+            let schema_ipc = schema.map(|schema| schema_to_hex(&schema)).transpose()?;
+            StoredRelation::External { format, location, options, schema_ipc, created_at_us }
+        }
+        Relation::View(ViewEntry { sql, created_at_us }) => StoredRelation::View { sql, created_at_us },
+    })
+}
+
+fn load(relation: StoredRelation) -> Result<Relation> {
+    Ok(match relation {
+        StoredRelation::Table { id, location, created_at_us, defaults } => {
+            Relation::Table(TableEntry { id, location, created_at_us, defaults })
+        }
+        StoredRelation::External { format, location, options, schema_ipc, created_at_us } => {
+            let schema = schema_ipc.map(|hex| schema_from_hex(&hex)).transpose()?;
+            Relation::External(ExternalTable { format, location, options, schema, created_at_us })
+        }
+        StoredRelation::View { sql, created_at_us } => Relation::View(ViewEntry { sql, created_at_us }),
+    })
+}
+
+fn schema_to_hex(schema: &Schema) -> Result<String> {
+    let failed = |error| StorageError::internal("the columns of an external table cannot be stored").with_source(error);
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::try_new(&mut bytes, schema).map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    drop(writer);
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn schema_from_hex(hex: &str) -> Result<SchemaRef> {
+    let digits = hex.as_bytes();
+    let byte = |pair: &[u8]| {
+        let text = std::str::from_utf8(pair).ok()?;
+        u8::from_str_radix(text, 16).ok()
+    };
+    let bytes: Option<Vec<u8>> = digits.chunks(2).map(|pair| if pair.len() == 2 { byte(pair) } else { None }).collect();
+    let bytes = bytes.ok_or_else(|| StorageError::corrupt("its columns are no hexadecimal digits"))?;
+    let reader = StreamReader::try_new(Cursor::new(bytes), None)
+        .map_err(|error| StorageError::corrupt(format!("its columns cannot be read: {error}")))?;
+    Ok(Arc::clone(&reader.schema()))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field};
+
+    use super::*;
+    use crate::catalog::{CreateMode, DEFAULT_SCHEMA, TableName};
+
+    fn sample() -> Catalog {
+        let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int32, true)]));
+        let relations = [
+            (
+                "t",
+                Relation::Table(TableEntry {
+                    id: "id".into(),
+                    location: "public/t-1.lance".into(),
+                    created_at_us: 5,
+                    defaults: BTreeMap::from([("a".into(), "1 + 1".into())]),
+                }),
+            ),
+            (
+                "e",
+                Relation::External(ExternalTable {
+                    format: "CSV".into(),
+                    location: "/x.csv".into(),
+                    options: vec![("format.delimiter".into(), ";".into())],
+                    schema: Some(schema),
+                    created_at_us: 6,
+                }),
+            ),
+            ("v", Relation::View(ViewEntry { sql: "SELECT 'ä\n'".into(), created_at_us: 7 })),
+        ];
+        let mut catalog = Catalog::default();
+        for (name, relation) in relations {
+            let name = TableName::new(DEFAULT_SCHEMA, name);
+            catalog = catalog.with_relation(&name, relation, CreateMode::ErrorIfExists).unwrap().unwrap().0;
+        }
+        catalog.number = 3;
+        catalog
+    }
+
+    #[test]
+    fn a_catalog_survives_its_bytes() {
+        let bytes = encode(&sample(), "nonce").unwrap();
+        let decoded = decode(&bytes, 3, "3.json").unwrap();
+        assert_eq!(decoded.catalog, sample());
+        assert_eq!(decoded.nonce, "nonce");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_noticed() {
+        let good = encode(&sample(), "nonce").unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            match decode(&bad, 3, "3.json") {
+                // The nonce and the version 0 are not part of the content.
+                Ok(decoded) => {
+                    assert_eq!(decoded.catalog, sample(), "a flip at byte {at} changed the content silently")
+                }
+                Err(error) => assert!(error.to_string().contains("3.json"), "{error}"),
+            }
+            assert!(decode(&good[..at], 3, "3.json").is_err(), "truncated at {at}");
+        }
+        assert!(decode(&good, 4, "4.json").is_err());
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_with_a_next_step() {
+        let text = String::from_utf8(encode(&sample(), "n").unwrap()).unwrap();
+        let newer = text.replacen("\"sagitta_catalog\":1", "\"sagitta_catalog\":2", 1);
+        let error = decode(newer.as_bytes(), 3, "3.json").unwrap_err();
+        assert!(
+            matches!(error, StorageError::Unsupported(_)) && error.to_string().contains("newer sagitta"),
+            "{error}"
+        );
+    }
+}

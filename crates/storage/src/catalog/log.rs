@@ -1,0 +1,243 @@
+//! The series of numbered catalog files of a database: reading the newest, and adding one more. Files are made by
+//! put-if-absent and never changed or deleted, so two processes can never overwrite each other: the highest number is
+//! the truth. What is in a file is `format.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::{Catalog, format};
+use crate::error::{Result, StorageError};
+use crate::store::Root;
+
+/// Folder of the catalog files in a database.
+pub(crate) const FOLDER: &str = "_catalog";
+
+/// How often a change is applied again because somebody else's came first.
+const ATTEMPTS_MAX: u32 = 200;
+
+/// How often one number is tried when the store's answers are lost.
+const RETRIES_MAX: u32 = 5;
+
+/// The wait before the second attempt; it grows with each further one, up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_millis(2);
+
+/// The longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// Successors that are looked for one by one before the folder is listed instead.
+const PROBES_MAX: u32 = 16;
+
+/// The catalog files of one database, with the newest one known.
+pub(crate) struct CatalogLog {
+    root: Root,
+    /// Held while a change is written, so that the sessions of one process queue here and not at the store.
+    newest: Mutex<Option<Arc<Catalog>>>,
+}
+
+/// Why a change is not in the catalog, or not certainly.
+#[derive(Debug)]
+pub(crate) struct CommitError {
+    pub(crate) error: StorageError,
+    /// The change may still be in the catalog: nothing it names may be removed.
+    pub(crate) outcome_unknown: bool,
+}
+
+impl From<StorageError> for CommitError {
+    fn from(error: StorageError) -> Self {
+        Self { error, outcome_unknown: false }
+    }
+}
+
+impl From<CommitError> for StorageError {
+    fn from(error: CommitError) -> Self {
+        error.error
+    }
+}
+
+/// What a change wants.
+pub(crate) enum Change<T> {
+    /// Nothing is to be written.
+    Nothing(T),
+    /// This is to be the next catalog.
+    Write(Catalog, T),
+}
+
+enum Put {
+    Done,
+    Taken,
+}
+
+impl CatalogLog {
+    pub(crate) fn new(root: Root) -> Self {
+        Self { root, newest: Mutex::new(None) }
+    }
+
+    /// The newest catalog. Cost: one GET that finds nothing when nothing changed, else one more per change.
+    pub(crate) async fn newest(&self) -> Result<Arc<Catalog>> {
+        let mut known = self.newest.lock().await;
+        self.refresh(&mut known).await
+    }
+
+    /// Applies `change` to the newest catalog and writes the result, again and again until no other writer was faster.
+    ///
+    /// # Errors
+    /// Those of `change`; [`StorageError::Conflict`] after too many attempts; [`StorageError::Unavailable`] if the store
+    /// does not answer.
+    pub(crate) async fn commit<T>(
+        &self,
+        mut change: impl FnMut(&Catalog) -> Result<Change<T>>,
+    ) -> Result<T, CommitError> {
+        let mut known = self.newest.lock().await;
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep((BACKOFF * attempt).min(BACKOFF_MAX)).await;
+            }
+            let current = self.refresh(&mut known).await?;
+            let (mut next, result) = match change(&current)? {
+                Change::Nothing(result) => return Ok(result),
+                Change::Write(next, result) => (next, result),
+            };
+            next.number = current.number + 1;
+            match self.put(&next).await? {
+                Put::Done => {
+                    tracing::info!(number = next.number, attempt, "catalog changed");
+                    *known = Some(Arc::new(next));
+                    return Ok(result);
+                }
+                Put::Taken => tracing::debug!(number = next.number, attempt, "another writer was faster"),
+            }
+        }
+        Err(StorageError::conflict(format!(
+            "the catalog was changed by others {ATTEMPTS_MAX} times in a row; run the statement again"
+        ))
+        .into())
+    }
+
+    async fn refresh(&self, known: &mut Option<Arc<Catalog>>) -> Result<Arc<Catalog>> {
+        let mut current = match known.as_ref() {
+            Some(catalog) => catalog.clone(),
+            None => match self.last_listed().await? {
+                0 => Arc::new(Catalog::default()),
+                last => self.read_existing(last).await?,
+            },
+        };
+        let mut probes = 0;
+        while let Some(bytes) = self.get(current.number + 1).await? {
+            let number = current.number + 1;
+            current = Arc::new(format::decode(&bytes, number, &self.shown(number))?.catalog);
+            probes += 1;
+            if probes >= PROBES_MAX {
+                probes = 0;
+                let last = self.last_listed().await?;
+                if last > current.number {
+                    current = self.read_existing(last).await?;
+                }
+            }
+        }
+        *known = Some(current.clone());
+        Ok(current)
+    }
+
+    async fn read_existing(&self, number: u64) -> Result<Arc<Catalog>> {
+        let bytes = self.get(number).await?.ok_or_else(|| {
+            StorageError::corrupt(format!(
+                "catalog file {} was listed but is not there; restore it from a copy",
+                self.shown(number)
+            ))
+        })?;
+        Ok(Arc::new(format::decode(&bytes, number, &self.shown(number))?.catalog))
+    }
+
+    /// The highest number of a file in the folder; 0 if there is none.
+    async fn last_listed(&self) -> Result<u64> {
+        let folder = self.root.path(FOLDER);
+        let what = || format!("cannot list the catalog of {}", self.root.location().shown());
+        let mut listed = self.root.store().list(Some(&folder));
+        let mut last = 0;
+        while let Some(meta) = listed.try_next().await.map_err(|error| StorageError::from_store(what(), error))? {
+            let number = meta
+                .location
+                .filename()
+                .and_then(|name| name.strip_suffix(".json"))
+                .and_then(|stem| (stem.len() == 20).then(|| stem.parse::<u64>().ok()).flatten());
+            last = last.max(number.unwrap_or(0));
+        }
+        Ok(last)
+    }
+
+    async fn get(&self, number: u64) -> Result<Option<bytes::Bytes>> {
+        let what = || format!("cannot read the catalog file {}", self.shown(number));
+        let found = async { self.root.store().get(&self.path(number)).await?.bytes().await }.await;
+        match found {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => match StorageError::from_store(what(), error) {
+                error if error.is_not_found() => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Writes the file of `next` if its number is free. Our own success is recognised even if its answer was lost.
+    async fn put(&self, next: &Catalog) -> Result<Put, CommitError> {
+        let nonce = Uuid::new_v4().simple().to_string();
+        let payload = PutPayload::from(format::encode(next, &nonce)?);
+        let path = self.path(next.number);
+        let what = || format!("cannot write the catalog file {}", self.shown(next.number));
+        let mut unclear = false;
+        for retry in 0..RETRIES_MAX {
+            if retry > 0 {
+                tokio::time::sleep(BACKOFF_MAX * retry).await;
+            }
+            let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+            let error = match self.root.store().put_opts(&path, payload.clone(), options).await {
+                Ok(_) => return Ok(Put::Done),
+                Err(error) => StorageError::from_store(what(), error),
+            };
+            let taken = matches!(error, StorageError::AlreadyExists(_));
+            if matches!(error, StorageError::Full(_) | StorageError::Unsupported(_) | StorageError::Invalid(_))
+                && !unclear
+            {
+                return Err(error.into());
+            }
+            // Any other answer leaves open whether the file was made: only reading it tells.
+            unclear |= !taken;
+            match self.get(next.number).await {
+                Ok(Some(bytes)) => {
+                    let there = format::decode(&bytes, next.number, &self.shown(next.number))?;
+                    return Ok(if there.nonce == nonce { Put::Done } else { Put::Taken });
+                }
+                // A request of ours that is still under way can only make this very file: trying again is safe.
+                Ok(None) if retry + 1 < RETRIES_MAX => {
+                    tracing::warn!(number = next.number, retry, %error, "catalog write unclear, trying again");
+                }
+                Ok(None) | Err(_) if retry + 1 >= RETRIES_MAX => {
+                    return Err(CommitError { error, outcome_unknown: true });
+                }
+                Ok(None) => {}
+                Err(read) => tracing::warn!(number = next.number, retry, %read, "catalog cannot be read back"),
+            }
+        }
+        Err(CommitError {
+            error: StorageError::unavailable(format!("{}: the store does not answer", what())),
+            outcome_unknown: true,
+        })
+    }
+
+    fn path(&self, number: u64) -> Path {
+        self.root.path(FOLDER).join(file_name(number))
+    }
+
+    fn shown(&self, number: u64) -> String {
+        format!("{}/{FOLDER}/{}", self.root.location().shown(), file_name(number))
+    }
+}
+
+fn file_name(number: u64) -> String {
+    format!("{number:020}.json")
+}

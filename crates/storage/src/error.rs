@@ -1,0 +1,378 @@
+//! What can go wrong with stored bytes, and how the errors of Lance, the object stores and the file system are
+//! sorted into it. Errors of a kind exist only if a caller acts differently. No operation lives here.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt;
+
+use datafusion::error::DataFusionError;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = StorageError> = std::result::Result<T, E>;
+
+/// Any error, as carried along for the reader who wants the cause.
+pub type Source = Box<dyn StdError + Send + Sync + 'static>;
+
+/// What failed and what to do about it (`message`), with the error below it (`source`).
+#[derive(Debug)]
+pub struct Failure {
+    /// What, why and the next step; lower case, no full stop.
+    pub message: String,
+    /// The error that caused this one, if there is one.
+    pub source: Option<Source>,
+}
+
+/// An error of the storage layer, by what the caller can do about it.
+#[derive(Debug)]
+pub enum StorageError {
+    /// A schema, table, file or database is not there.
+    NotFound(Failure),
+    /// The name is taken.
+    AlreadyExists(Failure),
+    /// Somebody else changed the same thing first; the statement may be run again.
+    Conflict(Failure),
+    /// The location holds something that is not a Sagitta database.
+    NotADatabase(Failure),
+    /// The store does not answer, or refuses: network, bucket, credentials, permissions.
+    Unavailable(Failure),
+    /// Bytes are not what was written.
+    Corrupt(Failure),
+    /// No space is left where the database lives. Nothing was changed.
+    Full(Failure),
+    /// The format, type or store is not supported.
+    Unsupported(Failure),
+    /// A location, option, name or row handed to us is wrong.
+    Invalid(Failure),
+    /// A defect of Sagitta or of Lance.
+    Internal(Failure),
+    /// The stream of rows that was to be written failed; the inner error belongs to whoever made the stream.
+    Input(Box<DataFusionError>),
+}
+
+/// The kinds of [`StorageError`] that carry a [`Failure`], for code that picks one from a cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    NotFound,
+    AlreadyExists,
+    Conflict,
+    Unavailable,
+    Corrupt,
+    Full,
+    Unsupported,
+    Invalid,
+    Internal,
+}
+
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
+        impl StorageError {
+            $($(#[$doc])* pub(crate) fn $name(message: impl Into<String>) -> Self {
+                Self::$variant(Failure { message: message.into(), source: None })
+            })*
+        }
+    };
+}
+
+constructors! {
+    not_found => NotFound,
+    already_exists => AlreadyExists,
+    conflict => Conflict,
+    not_a_database => NotADatabase,
+    unavailable => Unavailable,
+    corrupt => Corrupt,
+    unsupported => Unsupported,
+    invalid => Invalid,
+    internal => Internal,
+}
+
+impl StorageError {
+    /// What failed, why, and the next step.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Input(error) => error.to_string(),
+            other => other.failure().map(|failure| failure.message.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Adds the error below this one.
+    pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
+        if let Some(failure) = self.failure_mut() {
+            failure.source = Some(source.into());
+        }
+        self
+    }
+
+    /// Sorts an error of Lance. `what` says what was being done, as in "cannot read table docs".
+    pub(crate) fn from_lance(what: impl fmt::Display, error: lance::Error) -> Self {
+        let kind = lance_kind(&error);
+        let advice = advice(kind);
+        let reason = short_reason(&error);
+        Self::of(kind, format!("{what}: {reason}{advice}")).with_source(error)
+    }
+
+    /// Sorts an error of the object store Lance uses. `what` says what was being done.
+    pub(crate) fn from_store(what: impl fmt::Display, error: object_store::Error) -> Self {
+        let kind = store_kind(&error);
+        let advice = advice(kind);
+        let reason = short_reason(&error);
+        Self::of(kind, format!("{what}: {reason}{advice}")).with_source(error)
+    }
+
+    /// Sorts an error of the file system. `what` says what was being done.
+    pub(crate) fn from_io(what: impl fmt::Display, error: std::io::Error) -> Self {
+        let kind = io_kind(&error).unwrap_or(Kind::Unavailable);
+        Self::of(kind, format!("{what}: {error}{}", advice(kind))).with_source(error)
+    }
+
+    /// A panic of Lance, caught at our boundary. Lance panics on some corrupt bytes.
+    pub(crate) fn from_panic(what: impl fmt::Display, panic: &(dyn Any + Send)) -> Self {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        Self::corrupt(format!(
+            "{what}: the reader gave up ({text}); the files are probably damaged, restore them from a copy"
+        ))
+    }
+
+    /// True if the store said that the object is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound(_))
+    }
+
+    fn of(kind: Kind, message: String) -> Self {
+        let failure = Failure { message, source: None };
+        match kind {
+            Kind::NotFound => Self::NotFound(failure),
+            Kind::AlreadyExists => Self::AlreadyExists(failure),
+            Kind::Conflict => Self::Conflict(failure),
+            Kind::Unavailable => Self::Unavailable(failure),
+            Kind::Corrupt => Self::Corrupt(failure),
+            Kind::Full => Self::Full(failure),
+            Kind::Unsupported => Self::Unsupported(failure),
+            Kind::Invalid => Self::Invalid(failure),
+            Kind::Internal => Self::Internal(failure),
+        }
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::NotFound(failure)
+            | Self::AlreadyExists(failure)
+            | Self::Conflict(failure)
+            | Self::NotADatabase(failure)
+            | Self::Unavailable(failure)
+            | Self::Corrupt(failure)
+            | Self::Full(failure)
+            | Self::Unsupported(failure)
+            | Self::Invalid(failure)
+            | Self::Internal(failure) => Some(failure),
+            Self::Input(_) => None,
+        }
+    }
+
+    fn failure_mut(&mut self) -> Option<&mut Failure> {
+        match self {
+            Self::NotFound(failure)
+            | Self::AlreadyExists(failure)
+            | Self::Conflict(failure)
+            | Self::NotADatabase(failure)
+            | Self::Unavailable(failure)
+            | Self::Corrupt(failure)
+            | Self::Full(failure)
+            | Self::Unsupported(failure)
+            | Self::Invalid(failure)
+            | Self::Internal(failure) => Some(failure),
+            Self::Input(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for StorageError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message())
+    }
+}
+
+impl StdError for StorageError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Input(error) => Some(error.as_ref()),
+            other => other
+                .failure()
+                .and_then(|failure| failure.source.as_ref().map(|source| source.as_ref() as &(dyn StdError + 'static))),
+        }
+    }
+}
+
+impl From<StorageError> for DataFusionError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Input(inner) => *inner,
+            other => DataFusionError::External(Box::new(other)),
+        }
+    }
+}
+
+/// The next step that follows from the kind alone.
+fn advice(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Full => "; no space is left, free some and run the statement again (nothing was changed)",
+        Kind::Unavailable => "; check the location, the network, the credentials and the permissions",
+        Kind::Corrupt => "; the file is damaged, restore it from a copy",
+        Kind::Conflict => "; run the statement again",
+        _ => "",
+    }
+}
+
+fn lance_kind(error: &lance::Error) -> Kind {
+    use lance::Error;
+    if let Some(kind) = chain_kind(error) {
+        return kind;
+    }
+    match error {
+        Error::InvalidInput { .. } | Error::SchemaMismatch { .. } | Error::Schema { .. } => Kind::Invalid,
+        Error::DatasetAlreadyExists { .. } => Kind::AlreadyExists,
+        Error::DatasetNotFound { .. } | Error::NotFound { .. } => Kind::NotFound,
+        Error::CorruptFile { .. } => Kind::Corrupt,
+        Error::NotSupported { .. } | Error::VersionConflict { .. } => Kind::Unsupported,
+        Error::CommitConflict { .. }
+        | Error::RetryableCommitConflict { .. }
+        | Error::IncompatibleTransaction { .. }
+        | Error::TooMuchWriteContention { .. } => Kind::Conflict,
+        Error::Timeout { .. } | Error::IO { .. } => Kind::Unavailable,
+        _ => Kind::Internal,
+    }
+}
+
+fn store_kind(error: &object_store::Error) -> Kind {
+    use object_store::Error;
+    match error {
+        Error::NotFound { .. } if !names_missing_bucket(error) => Kind::NotFound,
+        Error::AlreadyExists { .. } | Error::Precondition { .. } => Kind::AlreadyExists,
+        Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => Kind::Invalid,
+        Error::NotSupported { .. } | Error::NotImplemented { .. } => Kind::Unsupported,
+        other => own_chain_kind(other).unwrap_or(Kind::Unavailable),
+    }
+}
+
+fn names_missing_bucket(error: &object_store::Error) -> bool {
+    error.to_string().contains("NoSuchBucket")
+}
+
+/// The kind that some error below `error` decides, if one does.
+fn chain_kind(error: &(dyn StdError + 'static)) -> Option<Kind> {
+    let mut next = Some(error);
+    while let Some(current) = next {
+        if let Some(store) = current.downcast_ref::<object_store::Error>() {
+            return Some(store_kind(store));
+        }
+        if let Some(io) = current.downcast_ref::<std::io::Error>() {
+            if let Some(inner) = io.get_ref()
+                && let Some(kind) = chain_kind(inner)
+            {
+                return Some(kind);
+            }
+            return io_kind(io);
+        }
+        next = current.source();
+    }
+    if is_full(&error.to_string()) {
+        return Some(Kind::Full);
+    }
+    None
+}
+
+/// As [`chain_kind`], for an error of the object store itself.
+fn own_chain_kind(error: &object_store::Error) -> Option<Kind> {
+    if is_full(&error.to_string()) {
+        return Some(Kind::Full);
+    }
+    let mut next = StdError::source(error);
+    while let Some(current) = next {
+        if let Some(io) = current.downcast_ref::<std::io::Error>() {
+            return io_kind(io);
+        }
+        next = current.source();
+    }
+    None
+}
+
+fn io_kind(error: &std::io::Error) -> Option<Kind> {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Kind::Full),
+        ErrorKind::NotFound => Some(Kind::NotFound),
+        ErrorKind::PermissionDenied
+        | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::ConnectionRefused
+        | ErrorKind::ConnectionReset
+        | ErrorKind::TimedOut
+        | ErrorKind::HostUnreachable
+        | ErrorKind::NetworkUnreachable => Some(Kind::Unavailable),
+        ErrorKind::UnexpectedEof | ErrorKind::InvalidData => Some(Kind::Corrupt),
+        _ if is_full(&error.to_string()) => Some(Kind::Full),
+        _ => None,
+    }
+}
+
+fn is_full(text: &str) -> bool {
+    text.contains("No space left on device") || text.contains("Disk quota exceeded")
+}
+
+/// The text of an error without what means nothing to a user: source positions of Lance, repeated wrappers.
+fn short_reason(error: &dyn StdError) -> String {
+    const WRAPPERS: [&str; 6] = [
+        "LanceError(IO): ",
+        "LanceError(Arrow): ",
+        "LanceError(Schema): ",
+        "Invalid user input: ",
+        "External error: ",
+        "Execution error: ",
+    ];
+    let mut text = error.to_string();
+    while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| text.strip_prefix(wrapper)) {
+        text = rest.to_owned();
+    }
+    // Lance ends its messages with ", <path of a source file>:line:column".
+    if let Some(at) = text.rfind(", /").or_else(|| text.rfind(", rust/"))
+        && text[at..].contains(".rs:")
+    {
+        text.truncate(at);
+    }
+    text.trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(io: std::io::Error) -> object_store::Error {
+        object_store::Error::Generic { store: "test", source: Box::new(io) }
+    }
+
+    #[test]
+    fn a_full_disk_is_recognised_below_wrappers() {
+        let io = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert!(matches!(StorageError::from_store("x", generic(io())), StorageError::Full(_)));
+        let lance = lance::Error::from(generic(io()));
+        assert!(matches!(StorageError::from_lance("x", lance), StorageError::Full(_)));
+        let nested = std::io::Error::other(generic(io()));
+        assert!(matches!(StorageError::from_lance("x", lance::Error::from(nested)), StorageError::Full(_)));
+    }
+
+    #[test]
+    fn a_missing_bucket_is_unavailable_and_a_missing_object_is_not_found() {
+        let missing = |text: &str| object_store::Error::NotFound { path: "p".into(), source: text.into() };
+        assert!(matches!(StorageError::from_store("x", missing("NoSuchBucket")), StorageError::Unavailable(_)));
+        assert!(matches!(StorageError::from_store("x", missing("NoSuchKey")), StorageError::NotFound(_)));
+    }
+
+    #[test]
+    fn the_text_loses_source_positions_and_keeps_the_cause() {
+        let error = lance::Error::invalid_input("bad thing");
+        let shown = StorageError::from_lance("cannot do it", error).to_string();
+        assert_eq!(shown, "cannot do it: bad thing");
+    }
+}

@@ -1,0 +1,170 @@
+//! Which filters Lance evaluates exactly as DataFusion would, so that a scan may take them over. Conservative: what is
+//! not proven here stays a filter above the scan. Nothing is evaluated here.
+
+use arrow::datatypes::{DataType, Schema};
+use datafusion::common::{Column, ScalarValue};
+use datafusion::logical_expr::expr::InList;
+use datafusion::logical_expr::{Between, BinaryExpr, Cast, Expr, Like, Operator};
+
+use crate::snapshot::Snapshot;
+
+/// Values in an IN list up to which the list is handed down.
+const IN_LIST_MAX: usize = 10_000;
+
+/// Depth of an expression up to which it is looked into.
+const DEPTH_MAX: usize = 200;
+
+impl Snapshot {
+    /// True if [`Snapshot::scan`] evaluates `expr` exactly: AND, OR and NOT over comparisons, IS [NOT] NULL, IN,
+    /// BETWEEN and LIKE of plain columns of scalar types with literals of the same type.
+    pub fn can_filter(&self, expr: &Expr) -> bool {
+        is_predicate(expr, &self.schema(), DEPTH_MAX)
+    }
+}
+
+fn is_predicate(expr: &Expr, schema: &Schema, depth: usize) -> bool {
+    let Some(depth) = depth.checked_sub(1) else { return false };
+    match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And | Operator::Or, right }) => {
+            is_predicate(left, schema, depth) && is_predicate(right, schema, depth)
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            is_comparison(*op) && same_type(&[left, right], schema) && names_column(left, right)
+        }
+        Expr::Not(inner) => is_predicate(inner, schema, depth),
+        Expr::IsNull(inner) | Expr::IsNotNull(inner) => {
+            matches!(inner.as_ref(), Expr::Column(_)) && value_type(inner, schema).is_some()
+        }
+        Expr::InList(InList { expr, list, .. }) => {
+            let all: Vec<&Expr> = std::iter::once(expr.as_ref()).chain(list).collect();
+            is_column_like(expr)
+                && !list.is_empty()
+                && list.len() <= IN_LIST_MAX
+                && list.iter().all(|value| matches!(value, Expr::Literal(..)))
+                && same_type(&all, schema)
+        }
+        Expr::Between(Between { expr, low, high, .. }) => {
+            is_column_like(expr)
+                && matches!((low.as_ref(), high.as_ref()), (Expr::Literal(..), Expr::Literal(..)))
+                && same_type(&[expr, low, high], schema)
+        }
+        Expr::Like(Like { expr, pattern, escape_char: None, case_insensitive: false, .. }) => {
+            matches!(expr.as_ref(), Expr::Column(_))
+                && matches!(pattern.as_ref(), Expr::Literal(..))
+                && same_type(&[expr, pattern], schema)
+                && matches!(value_type(expr, schema), Some(DataType::Utf8 | DataType::LargeUtf8))
+        }
+        Expr::Column(_) => value_type(expr, schema) == Some(DataType::Boolean),
+        _ => false,
+    }
+}
+
+fn is_comparison(op: Operator) -> bool {
+    use Operator::{Eq, Gt, GtEq, Lt, LtEq, NotEq};
+    matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq)
+}
+
+/// Comparisons of two literals are for the optimizer, not for a scan.
+fn names_column(left: &Expr, right: &Expr) -> bool {
+    is_column_like(left) || is_column_like(right)
+}
+
+fn is_column_like(expr: &Expr) -> bool {
+    match expr {
+        Expr::Column(_) => true,
+        Expr::Cast(Cast { expr, .. }) => matches!(expr.as_ref(), Expr::Column(_)),
+        _ => false,
+    }
+}
+
+fn same_type(values: &[&Expr], schema: &Schema) -> bool {
+    let mut types = values.iter().map(|value| value_type(value, schema));
+    match types.next().flatten() {
+        Some(first) => types.all(|other| other.as_ref() == Some(&first)),
+        None => false,
+    }
+}
+
+/// The type of a plain column, of a literal, or of a column widened without loss; `None` for everything else.
+fn value_type(expr: &Expr, schema: &Schema) -> Option<DataType> {
+    match expr {
+        Expr::Column(column) => column_type(column, schema),
+        Expr::Literal(value, _) => literal_type(value),
+        Expr::Cast(Cast { expr, field }) => {
+            let Expr::Column(column) = expr.as_ref() else { return None };
+            let from = column_type(column, schema)?;
+            let to = field.data_type().clone();
+            widens(&from, &to).then_some(to)
+        }
+        _ => None,
+    }
+}
+
+fn column_type(column: &Column, schema: &Schema) -> Option<DataType> {
+    let name = &column.name;
+    if !is_plain_name(name) {
+        return None;
+    }
+    let field = schema.fields().iter().find(|field| field.name() == name)?;
+    // Lance looks names up without regard to case when it finds no exact match; two such names are a trap.
+    let alike = schema.fields().iter().filter(|other| other.name().eq_ignore_ascii_case(name)).count();
+    // Extension types (JSON, blobs) are turned into something else on the way out.
+    let plain = !field.metadata().contains_key("ARROW:extension:name");
+    (alike == 1 && plain && is_scalar(field.data_type())).then(|| field.data_type().clone())
+}
+
+/// Lance reads dots and quotes in a name as a path.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && name.chars().all(|character| character.is_ascii_alphanumeric() || character == '_')
+}
+
+fn literal_type(value: &ScalarValue) -> Option<DataType> {
+    let data_type = value.data_type();
+    (!value.is_null() && is_scalar(&data_type)).then_some(data_type)
+}
+
+fn is_scalar(data_type: &DataType) -> bool {
+    use DataType::{
+        Boolean, Date32, Date64, Decimal128, Float32, Float64, Int8, Int16, Int32, Int64, LargeUtf8, Time32, Time64,
+        Timestamp, UInt8, UInt16, UInt32, UInt64, Utf8,
+    };
+    matches!(
+        data_type,
+        Boolean
+            | Int8
+            | Int16
+            | Int32
+            | Int64
+            | UInt8
+            | UInt16
+            | UInt32
+            | UInt64
+            | Float32
+            | Float64
+            | Decimal128(..)
+            | Date32
+            | Date64
+            | Time32(_)
+            | Time64(_)
+            | Timestamp(..)
+            | Utf8
+            | LargeUtf8
+    )
+}
+
+/// Casts that keep every value and so cannot fail.
+fn widens(from: &DataType, to: &DataType) -> bool {
+    use DataType::{Float32, Float64, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32, UInt64};
+    matches!(
+        (from, to),
+        (Int8, Int16 | Int32 | Int64 | Float32 | Float64)
+            | (Int16, Int32 | Int64 | Float32 | Float64)
+            | (Int32, Int64 | Float64)
+            | (UInt8, UInt16 | UInt32 | UInt64 | Int16 | Int32 | Int64 | Float32 | Float64)
+            | (UInt16, UInt32 | UInt64 | Int32 | Int64 | Float32 | Float64)
+            | (UInt32, UInt64 | Int64 | Float64)
+            | (Float32, Float64)
+    )
+}

@@ -1,0 +1,395 @@
+//! Reading rows: partitions of a snapshot, streams of live rows with projection, filter and limit pushed down into
+//! Lance, and rows by address. Vectors for search are read in `vectors.rs`.
+
+use std::any::Any;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array};
+use arrow::compute::{cast, take as take_array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::Expr;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use lance::dataset::scanner::{FragmentSlice, Scanner};
+use lance::dataset::{ProjectionRequest, TakeBuilder};
+
+use crate::error::{Result, StorageError};
+use crate::snapshot::Snapshot;
+
+/// The column that holds the address of a row: fragment number in the upper, offset in the lower 32 bits.
+pub const ROW_ADDRESS: &str = "_rowaddr";
+
+/// Bytes that Lance may have read ahead for one scan.
+const READ_AHEAD_BYTES: u64 = 64 << 20;
+
+/// Bytes of fixed-width values that one batch should not exceed.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// Batches that Lance may decode at once for one scan.
+const BATCH_READ_AHEAD: usize = 2;
+
+/// Partitions are not cut smaller than this many rows.
+const PARTITION_ROWS_MIN: u64 = 16 * 1024;
+
+/// Cuts fall on multiples of this many rows of a fragment.
+const PARTITION_ALIGNMENT: u64 = 1024;
+
+/// What to read of a snapshot.
+#[derive(Clone, Debug)]
+pub struct ScanRequest {
+    /// By name, in the order wanted; [`ROW_ADDRESS`] may be among them. Empty: batches that only count rows.
+    pub columns: Vec<String>,
+    /// Rows for which this is true, and only those. Ask [`Snapshot::can_filter`] first.
+    pub filter: Option<Expr>,
+    /// At most this many rows (after the filter).
+    pub limit: Option<usize>,
+    /// Only this part of the rows.
+    pub partition: Option<ScanPartition>,
+    /// At most this many rows per batch; wide rows come in smaller batches.
+    pub batch_rows: usize,
+}
+
+/// A part of the rows of a snapshot: whole fragments or runs of rows within one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanPartition {
+    slices: Vec<Slice>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Slice {
+    fragment: u32,
+    rows: Range<u64>,
+    whole: bool,
+}
+
+impl ScanPartition {
+    /// Physical rows: the deleted ones count.
+    pub fn rows(&self) -> u64 {
+        self.slices.iter().map(|slice| slice.rows.end - slice.rows.start).sum()
+    }
+}
+
+impl Snapshot {
+    /// Cuts the rows into at most `target` parts of about equal size, in address order. An empty table has none.
+    pub fn partitions(&self, target: usize) -> Vec<ScanPartition> {
+        let fragments = self.fragments().iter().filter(|fragment| fragment.rows > 0);
+        let total: u64 = fragments.clone().map(|fragment| fragment.rows).sum();
+        if total == 0 {
+            return Vec::new();
+        }
+        let target = u64::try_from(target.max(1)).unwrap_or(u64::MAX);
+        let wanted = total.div_ceil(target).max(PARTITION_ROWS_MIN).next_multiple_of(PARTITION_ALIGNMENT);
+        let mut partitions = Vec::new();
+        let mut slices: Vec<Slice> = Vec::new();
+        let mut held = 0;
+        for fragment in fragments {
+            let mut start = 0;
+            while start < fragment.rows {
+                let room = wanted - held;
+                let end = if self.can_cut() { (start + room).min(fragment.rows) } else { fragment.rows };
+                slices.push(Slice {
+                    fragment: fragment.id,
+                    rows: start..end,
+                    whole: start == 0 && end == fragment.rows,
+                });
+                held += end - start;
+                start = end;
+                if held >= wanted {
+                    partitions.push(ScanPartition { slices: std::mem::take(&mut slices) });
+                    held = 0;
+                }
+            }
+        }
+        if !slices.is_empty() {
+            partitions.push(ScanPartition { slices });
+        }
+        partitions
+    }
+
+    /// The schema of what [`Snapshot::scan`] and [`Snapshot::take`] return for `columns`.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`] for an unknown column.
+    pub fn scan_schema(&self, columns: &[String]) -> Result<SchemaRef> {
+        let mut fields = Vec::with_capacity(columns.len());
+        for column in columns {
+            if column == ROW_ADDRESS {
+                fields.push(Arc::new(Field::new(ROW_ADDRESS, DataType::UInt64, false)));
+            } else {
+                fields.push(Arc::new(self.field(column)?.clone()));
+            }
+        }
+        Ok(Arc::new(Schema::new(fields)))
+    }
+
+    /// Streams rows in address order. Nothing is read before the stream is polled. The stream's errors are
+    /// [`DataFusionError::External`] with a [`StorageError`] inside.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`] for an unknown column, [`StorageError::Invalid`] for a filter that Lance cannot run.
+    pub fn scan(&self, request: ScanRequest) -> Result<SendableRecordBatchStream> {
+        let schema = self.scan_schema(&request.columns)?;
+        if let Some(filter) = &request.filter
+            && !self.can_filter(filter)
+        {
+            return Err(StorageError::invalid(format!("the filter {filter} cannot be evaluated while reading")));
+        }
+        let snapshot = self.clone();
+        let adapter = Retag::new(schema.clone());
+        let what: Arc<str> = format!("cannot read {}", self.location()).into();
+        let opened = {
+            let what = what.clone();
+            async move {
+                let scanner = snapshot.scanner(&request).await?;
+                let stream = scanner.try_into_stream().await;
+                let stream = stream.map_err(|error| StorageError::from_lance(&what, error))?;
+                Ok::<_, StorageError>(stream)
+            }
+        };
+        let rows = futures::stream::once(opened.map(|opened| opened.map_err(DataFusionError::from)))
+            .map_ok({
+                let what = what.clone();
+                move |stream| {
+                    let what = what.clone();
+                    stream.map_err(move |error| DataFusionError::from(StorageError::from_lance(&what, error)))
+                }
+            })
+            .try_flatten();
+        let guarded = AssertUnwindSafe(rows).catch_unwind().map(move |caught| match caught {
+            Ok(Ok(batch)) => adapter.batch(&batch).map_err(DataFusionError::from),
+            Ok(Err(error)) => Err(error),
+            Err(panic) => Err(panicked(&what, panic).into()),
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, guarded)))
+    }
+
+    /// What Lance will do to answer `filter`, for EXPLAIN.
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] if [`Snapshot::can_filter`] says no.
+    pub async fn explain_filter(&self, filter: &Expr) -> Result<String> {
+        let request = ScanRequest {
+            columns: vec![ROW_ADDRESS.to_owned()],
+            filter: Some(filter.clone()),
+            limit: None,
+            partition: None,
+            batch_rows: 8192,
+        };
+        if !self.can_filter(filter) {
+            return Err(StorageError::invalid(format!("the filter {filter} cannot be evaluated while reading")));
+        }
+        let scanner = self.scanner(&request).await?;
+        let plan = Box::pin(scanner.explain_plan(false)).await;
+        let plan = plan.map_err(|error| StorageError::from_lance("cannot explain a filter", error))?;
+        Ok(plan.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" <- "))
+    }
+
+    /// The rows with these addresses, in this order, repeated where an address is. Cost: random reads, one per row and
+    /// column at worst.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`] for an unknown column, [`StorageError::Invalid`] for an address that holds no live row.
+    pub async fn take(&self, addresses: &[u64], columns: &[String]) -> Result<RecordBatch> {
+        let schema = self.scan_schema(columns)?;
+        let mut unique = addresses.to_vec();
+        unique.sort_unstable();
+        unique.dedup();
+        let found = self.take_sorted(&unique, columns).await?;
+        let order: Vec<u64> =
+            addresses.iter().map(|address| unique.binary_search(address).map_or(u64::MAX, |at| at as u64)).collect();
+        let order = UInt64Array::from(order);
+        let mut arrays = Vec::with_capacity(columns.len());
+        for (field, array) in schema.fields().iter().zip(found) {
+            let array = take_array(&array, &order, None).map_err(|error| {
+                StorageError::internal(format!("cannot reorder column {}", field.name())).with_source(error)
+            })?;
+            arrays.push(array);
+        }
+        rebuild(&schema, arrays, addresses.len())
+    }
+
+    /// One array per column, rows in the order of `unique` (ascending, no repetitions).
+    async fn take_sorted(&self, unique: &[u64], columns: &[String]) -> Result<Vec<ArrayRef>> {
+        let stored: Vec<&str> = columns.iter().map(String::as_str).filter(|column| *column != ROW_ADDRESS).collect();
+        let batch = if stored.is_empty() || unique.is_empty() {
+            None
+        } else {
+            let what = format!("cannot fetch {} rows of {}", unique.len(), self.location());
+            let request = ProjectionRequest::from_schema(self.lance_projection(&stored)?);
+            let plan = request
+                .into_projection_plan(self.dataset().clone())
+                .map_err(|error| StorageError::from_lance(&what, error))?;
+            let builder = TakeBuilder::try_new_from_addresses(self.dataset().clone(), unique.to_vec(), Arc::new(plan))
+                .map_err(|error| StorageError::from_lance(&what, error))?;
+            let taken = AssertUnwindSafe(builder.execute()).catch_unwind().await;
+            let batch = match taken {
+                Ok(Ok(batch)) => batch,
+                Ok(Err(error)) => return Err(StorageError::from_lance(&what, error)),
+                Err(panic) => return Err(panicked(&what, panic)),
+            };
+            if batch.num_rows() != unique.len() {
+                return Err(StorageError::invalid(format!(
+                    "{what}: only {} of them are live in version {}",
+                    batch.num_rows(),
+                    self.version()
+                )));
+            }
+            Some(batch)
+        };
+        columns
+            .iter()
+            .map(|column| {
+                if column == ROW_ADDRESS {
+                    return Ok(Arc::new(UInt64Array::from(unique.to_vec())) as ArrayRef);
+                }
+                match &batch {
+                    Some(batch) => column_of(batch, column).cloned(),
+                    None => Ok(arrow::array::new_empty_array(self.field(column)?.data_type())),
+                }
+            })
+            .collect()
+    }
+
+    /// Lance's scanner for `request`.
+    async fn scanner(&self, request: &ScanRequest) -> Result<Scanner> {
+        let failed = |error| StorageError::from_lance(format!("cannot plan a scan of {}", self.location()), error);
+        let mut scanner = Scanner::new(self.dataset().clone());
+        let stored: Vec<&str> =
+            request.columns.iter().map(String::as_str).filter(|column| *column != ROW_ADDRESS).collect();
+        if stored.is_empty() {
+            scanner.empty_project().map_err(failed)?;
+            scanner.with_row_address();
+        } else {
+            scanner.project_with_schema(&self.lance_projection(&stored)?).map_err(failed)?;
+            if stored.len() < request.columns.len() {
+                scanner.with_row_address();
+            }
+        }
+        if let Some(filter) = &request.filter {
+            scanner.filter_expr(filter.clone());
+        }
+        if let Some(limit) = request.limit {
+            scanner.limit(Some(i64::try_from(limit).unwrap_or(i64::MAX)), None).map_err(failed)?;
+        }
+        scanner
+            .scan_in_order(true)
+            .io_buffer_size(READ_AHEAD_BYTES)
+            .batch_readahead(BATCH_READ_AHEAD)
+            .batch_size(self.batch_rows(&stored, request.batch_rows)?);
+        if let Some(partition) = &request.partition {
+            self.restrict(&mut scanner, partition).await?;
+        }
+        Ok(scanner)
+    }
+
+    async fn restrict(&self, scanner: &mut Scanner, partition: &ScanPartition) -> Result<()> {
+        let mut fragments = Vec::with_capacity(partition.slices.len());
+        for slice in &partition.slices {
+            let at = self.fragments().binary_search_by_key(&slice.fragment, |fragment| fragment.id);
+            let fragment = at.ok().and_then(|at| self.fragments().get(at)).ok_or_else(|| {
+                StorageError::internal(format!(
+                    "a partition names fragment {}, which version {} of {} does not have",
+                    slice.fragment,
+                    self.version(),
+                    self.location()
+                ))
+            })?;
+            fragments.push(fragment.metadata.clone());
+        }
+        scanner.with_fragments(fragments);
+        if partition.slices.iter().all(|slice| slice.whole) {
+            return Ok(());
+        }
+        let slices: Vec<FragmentSlice> = partition
+            .slices
+            .iter()
+            .map(|slice| FragmentSlice {
+                fragment_id: slice.fragment,
+                row_offset: slice.rows.start,
+                row_count: slice.rows.end - slice.rows.start,
+            })
+            .collect();
+        scanner
+            .with_fragment_slices(&slices)
+            .await
+            .map_err(|error| StorageError::from_lance(format!("cannot plan a scan of {}", self.location()), error))?;
+        Ok(())
+    }
+
+    /// Rows per batch such that vectors and other fixed-width columns stay within [`BATCH_BYTES`].
+    fn batch_rows(&self, columns: &[&str], wanted: usize) -> Result<usize> {
+        let mut row_bytes = 8;
+        for column in columns {
+            row_bytes += width(self.field(column)?.data_type());
+        }
+        Ok(wanted.clamp(1, (BATCH_BYTES / row_bytes).max(16)))
+    }
+}
+
+/// Bytes of one value; what has no fixed width counts as little.
+fn width(data_type: &DataType) -> usize {
+    match data_type {
+        DataType::FixedSizeList(item, length) => {
+            width(item.data_type()).saturating_mul(usize::try_from(*length).unwrap_or(0))
+        }
+        DataType::FixedSizeBinary(length) => usize::try_from(*length).unwrap_or(0),
+        DataType::Struct(fields) => fields.iter().map(|field| width(field.data_type())).sum(),
+        other => other.primitive_width().unwrap_or(16),
+    }
+}
+
+fn column_of<'a>(batch: &'a RecordBatch, column: &str) -> Result<&'a ArrayRef> {
+    let at = batch.schema_ref().fields().iter().position(|field| field.name() == column);
+    at.map(|at| batch.column(at)).ok_or_else(|| {
+        StorageError::internal(format!("column {column} was asked for and is missing from what was read"))
+    })
+}
+
+/// Gives batches of Lance exactly the schema we promised: its order, its nullability, none of Lance's metadata.
+struct Retag {
+    schema: SchemaRef,
+}
+
+impl Retag {
+    fn new(schema: SchemaRef) -> Self {
+        Self { schema }
+    }
+
+    fn batch(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let columns = self.schema.fields().iter().map(|field| column_of(batch, field.name()).cloned());
+        rebuild(&self.schema, columns.collect::<Result<_>>()?, batch.num_rows())
+    }
+}
+
+fn rebuild(schema: &SchemaRef, mut columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+    for (field, column) in schema.fields().iter().zip(columns.iter_mut()) {
+        if column.data_type() != field.data_type() {
+            *column = cast(column, field.data_type()).map_err(|error| {
+                StorageError::corrupt(format!(
+                    "column {} is stored as {} but declared as {}; the file does not belong to this table",
+                    field.name(),
+                    column.data_type(),
+                    field.data_type()
+                ))
+                .with_source(error)
+            })?;
+        }
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options).map_err(|error| {
+        StorageError::corrupt(format!("what was read does not fit the columns of the table: {error}"))
+            .with_source(error)
+    })
+}
+
+fn panicked(what: &str, panic: Box<dyn Any + Send>) -> StorageError {
+    tracing::error!(what, "Lance panicked");
+    StorageError::from_panic(what, panic.as_ref())
+}
+
+#[cfg(test)]
+mod tests;

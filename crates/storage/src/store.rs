@@ -1,0 +1,299 @@
+//! The object stores under a database: one of the version Lance uses, shared by Lance and the catalog. On local disk
+//! every write and every deletion is synced before it is acknowledged. The stores of DataFusion's own readers are in
+//! `registry.rs`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use lance::session::Session;
+use lance_io::object_store::{
+    ObjectStore as LanceStore, ObjectStoreParams, ObjectStoreRegistry, StorageOptionsAccessor, WrappingObjectStore,
+};
+use object_store::list::PaginatedListStore;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, RenameOptions,
+};
+
+use crate::error::{Result, StorageError};
+use crate::location::Location;
+use crate::s3::S3Settings;
+
+/// Bytes of index pages that Lance keeps per database.
+const INDEX_CACHE_BYTES: usize = 256 << 20;
+
+/// Bytes of file and fragment metadata that Lance keeps per database.
+const METADATA_CACHE_BYTES: usize = 256 << 20;
+
+/// The folder of a database or of a foreign table, reachable. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Root {
+    location: Location,
+    session: Arc<Session>,
+    params: ObjectStoreParams,
+    store: Arc<LanceStore>,
+    base: Path,
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Root").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+impl Root {
+    /// Builds the stores of `location`. No request is made, except that the region of an AWS bucket may be looked up.
+    pub(crate) async fn new(location: Location, s3: &S3Settings) -> Result<Self> {
+        let substitute: Option<Arc<dyn ObjectStore>> = match &location {
+            Location::Local(_) => Some(Arc::new(DurableLocal::new())),
+            Location::Memory(_) => Some(Arc::new(InMemory::new())),
+            Location::S3 { .. } => None,
+        };
+        let wrapper = substitute.map(|store| Arc::new(Substitute { store }) as Arc<dyn WrappingObjectStore>);
+        Self::with_wrapper(location, s3, wrapper).await
+    }
+
+    /// As [`Root::new`], with a given wrapper around (or in place of) the store. Tests inject faults with it.
+    pub(crate) async fn with_wrapper(
+        location: Location,
+        s3: &S3Settings,
+        wrapper: Option<Arc<dyn WrappingObjectStore>>,
+    ) -> Result<Self> {
+        let options: HashMap<String, String> = match &location {
+            Location::S3 { bucket, .. } => s3.complete(bucket).await?.to_map(),
+            Location::Local(_) | Location::Memory(_) => HashMap::new(),
+        };
+        let params = ObjectStoreParams {
+            object_store_wrapper: wrapper,
+            storage_options_accessor: (!options.is_empty())
+                .then(|| Arc::new(StorageOptionsAccessor::with_static_options(options))),
+            ..Default::default()
+        };
+        let registry = Arc::new(ObjectStoreRegistry::default());
+        let session = Arc::new(Session::new(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES, registry.clone()));
+        let uri = location.lance_uri("")?;
+        let (store, base) = LanceStore::from_uri_and_params(registry, &uri, &params)
+            .await
+            .map_err(|error| StorageError::from_lance(format!("cannot reach {}", location.shown()), error))?;
+        Ok(Self { location, session, params, store, base })
+    }
+
+    /// Where this is.
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Lance's caches and store registry.
+    pub(crate) fn session(&self) -> Arc<Session> {
+        self.session.clone()
+    }
+
+    /// What Lance must be given so that it uses the same store as the catalog.
+    pub(crate) fn params(&self) -> ObjectStoreParams {
+        self.params.clone()
+    }
+
+    /// The store itself.
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
+        self.store.inner.as_ref()
+    }
+
+    /// The path of `relative` (parts joined by `/`) in [`Root::store`].
+    pub(crate) fn path(&self, relative: &str) -> Path {
+        relative.split('/').filter(|part| !part.is_empty()).fold(self.base.clone(), |path, part| path.join(part))
+    }
+
+    /// The URI of `relative` for Lance.
+    pub(crate) fn lance_uri(&self, relative: &str) -> Result<String> {
+        self.location.lance_uri(relative)
+    }
+
+    /// The folder on this machine, if this is local disk.
+    pub(crate) fn folder(&self) -> Option<&PathBuf> {
+        match &self.location {
+            Location::Local(path) => Some(path),
+            Location::S3 { .. } | Location::Memory(_) => None,
+        }
+    }
+
+    /// Removes everything below `relative`. A folder that is not there is fine. Cost: one LIST and the deletions.
+    pub(crate) async fn remove_folder(&self, relative: &str) -> Result<()> {
+        let what = || format!("cannot remove the files in {}/{relative}", self.location.shown());
+        if let Some(root) = self.folder() {
+            let folder = root.join(relative);
+            let removed = tokio::task::spawn_blocking(move || remove_folder_durably(&folder)).await;
+            return match removed {
+                Ok(done) => done.map_err(|error| StorageError::from_io(what(), error)),
+                Err(error) => Err(StorageError::internal(what()).with_source(error)),
+            };
+        }
+        let objects = self.store().list(Some(&self.path(relative)));
+        let paths = objects.map(|object| object.map(|meta| meta.location)).boxed();
+        let mut deleted = self.store.inner.delete_stream(paths);
+        while let Some(one) = deleted.next().await {
+            match one {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(StorageError::from_store(what(), error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove_folder_durably(folder: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Ok(()) => match folder.parent() {
+            Some(parent) => sync_folder(parent),
+            None => Ok(()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the entries of a folder durable. Without it a deleted file may be back after a power loss.
+fn sync_folder(folder: &std::path::Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        match std::fs::File::open(folder) {
+            Ok(file) => file.sync_all(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        Ok(())
+    }
+}
+
+/// Puts our own store where Lance's provider built one: the paths and the commit handler of the scheme stay.
+#[derive(Debug)]
+struct Substitute {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl WrappingObjectStore for Substitute {
+    fn wrap(&self, _store_prefix: &str, _original: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
+        self.store.clone()
+    }
+
+    fn wrap_paginated(
+        &self,
+        _store_prefix: &str,
+        _original: Arc<dyn PaginatedListStore>,
+    ) -> Option<Arc<dyn PaginatedListStore>> {
+        // A lister of the original store would look past ours.
+        None
+    }
+}
+
+/// The local file system, with every write, rename and deletion synced to the disk before it returns.
+#[derive(Debug)]
+pub(crate) struct DurableLocal {
+    inner: LocalFileSystem,
+}
+
+impl DurableLocal {
+    /// Paths are absolute, from the root of the file system: what the `file-object-store` scheme produces.
+    pub(crate) fn new() -> Self {
+        Self { inner: LocalFileSystem::new().with_fsync(true) }
+    }
+}
+
+impl fmt::Display for DurableLocal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Durable({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DurableLocal {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        // `with_fsync` covers writes only; the entry that a deletion removed must be made durable here.
+        let inner = self.inner.clone();
+        self.inner
+            .delete_stream(locations)
+            .then(move |deleted| {
+                let inner = inner.clone();
+                async move {
+                    let location = deleted?;
+                    let file = inner.path_to_filesystem(&location)?;
+                    let synced = tokio::task::spawn_blocking(move || match file.parent() {
+                        Some(parent) => sync_folder(parent),
+                        None => Ok(()),
+                    })
+                    .await?;
+                    synced.map_err(|error| object_store::Error::Generic {
+                        store: "DurableLocal",
+                        source: Box::new(error),
+                    })?;
+                    Ok(location)
+                }
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> object_store::Result<()> {
+        self.inner.rename_opts(from, to, options).await
+    }
+}

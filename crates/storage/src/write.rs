@@ -1,0 +1,280 @@
+//! Writing rows: what a table can hold, the check of the rows on their way in, and the two ways of writing them, into
+//! a fresh dataset and as one more version of an existing one. Catalog entries are made in `database.rs`.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use datafusion::error::DataFusionError;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
+use futures::Stream;
+use lance::Dataset;
+use lance::dataset::transaction::Transaction;
+use lance::dataset::{CommitBuilder, InsertBuilder, WriteMode, WriteParams};
+use lance_core::datatypes::Schema as LanceSchema;
+
+use crate::error::{Result, StorageError};
+use crate::snapshot::guard;
+use crate::store::Root;
+
+/// Rows in one data file, at most.
+const FILE_ROWS_MAX: usize = 1 << 20;
+
+/// Bytes in one data file, about: larger ones would make deletes and compaction expensive.
+const FILE_BYTES_MAX: usize = 4 << 30;
+
+/// How far a write has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteProgress {
+    /// Rows written so far.
+    pub rows: u64,
+    /// Bytes written so far, after encoding.
+    pub bytes: u64,
+}
+
+/// Called after each batch, with totals. It must be cheap and must not block.
+pub type Progress = Arc<dyn Fn(WriteProgress) + Send + Sync>;
+
+/// The schema that a table made from `schema` has: texts and bytes in their plain layouts, no metadata of the schema.
+///
+/// # Errors
+/// [`StorageError::Invalid`] for names that Lance refuses (with a dot, reserved, twice), [`StorageError::Unsupported`] for
+/// types that it cannot store.
+pub fn storable_schema(schema: &Schema) -> Result<SchemaRef> {
+    let mut names = std::collections::HashSet::new();
+    let mut fields: Vec<FieldRef> = Vec::with_capacity(schema.fields().len());
+    if schema.fields().is_empty() {
+        return Err(StorageError::invalid("a table needs at least one column"));
+    }
+    for field in schema.fields() {
+        let name = field.name();
+        if name.is_empty() || name.contains('.') {
+            return Err(StorageError::invalid(format!(
+                "column name \"{name}\" is empty or holds a dot, which table files do not allow; give it another name with AS"
+            )));
+        }
+        if lance_core::is_system_column(name) {
+            return Err(StorageError::invalid(format!(
+                "column name {name} is reserved; give the column another name with AS"
+            )));
+        }
+        if !names.insert(name) {
+            return Err(StorageError::invalid(format!("column name {name} appears twice; rename one with AS")));
+        }
+        fields.push(Arc::new(storable_field(field)));
+    }
+    let storable = Schema::new(fields);
+    let lance = LanceSchema::try_from(&storable).and_then(|lance| lance.validate().map(|()| lance));
+    lance.map_err(|error| match StorageError::from_lance("a table cannot have these columns", error) {
+        StorageError::Internal(failure) => StorageError::Unsupported(failure),
+        other => other,
+    })?;
+    Ok(Arc::new(storable))
+}
+
+fn storable_field(field: &Field) -> Field {
+    let nested = |inner: &FieldRef| Arc::new(storable_field(inner));
+    let data_type = match field.data_type() {
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::List(item) | DataType::ListView(item) => DataType::List(nested(item)),
+        DataType::LargeList(item) | DataType::LargeListView(item) => DataType::LargeList(nested(item)),
+        DataType::FixedSizeList(item, length) => DataType::FixedSizeList(nested(item), *length),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(nested).collect()),
+        other => other.clone(),
+    };
+    field.clone().with_data_type(data_type)
+}
+
+/// Writes all rows into a dataset that does not exist yet. Returns the dataset and the number of rows.
+pub(crate) async fn create_dataset(
+    root: &Root,
+    relative: &str,
+    rows: Rows,
+    progress: Option<Progress>,
+) -> Result<(Dataset, u64)> {
+    let what = format!("cannot write table files {}", crate::snapshot::shown(root, relative));
+    let uri = root.lance_uri(relative)?;
+    let params = WriteParams {
+        mode: WriteMode::Create,
+        store_params: Some(root.params()),
+        session: Some(root.session()),
+        ..write_params()
+    };
+    let (stream, witness) = rows.watched();
+    let mut builder = InsertBuilder::new(uri.as_str()).with_params(&params);
+    if let Some(progress) = progress {
+        builder = builder.progress(move |stats| {
+            progress(WriteProgress { rows: stats.rows_written, bytes: stats.bytes_written });
+        });
+    }
+    let written = guard(&what, builder.execute_stream(stream)).await;
+    let mut dataset = witness.explain(written)?;
+    // A field number that was used once must never mean another column: files outlive the columns in them.
+    guard(&what, dataset.migrate_to_non_reusable_field_ids()).await?;
+    Ok((dataset, witness.rows()))
+}
+
+/// Rows written beside a dataset, not yet part of it.
+pub(crate) struct Pending {
+    dataset: Arc<Dataset>,
+    transaction: Transaction,
+    what: String,
+    /// Rows written.
+    pub(crate) rows: u64,
+}
+
+/// Writes rows as new data files of `dataset` without committing them.
+pub(crate) async fn write_files(
+    dataset: Arc<Dataset>,
+    location: &str,
+    rows: Rows,
+    progress: Option<Progress>,
+) -> Result<Pending> {
+    let what = format!("cannot append to {location}");
+    let params = WriteParams { mode: WriteMode::Append, ..write_params() };
+    let (stream, witness) = rows.watched();
+    let mut builder = InsertBuilder::new(dataset.clone()).with_params(&params);
+    if let Some(progress) = progress {
+        builder = builder.progress(move |stats| {
+            progress(WriteProgress { rows: stats.rows_written, bytes: stats.bytes_written });
+        });
+    }
+    let written = guard(&what, builder.execute_uncommitted_stream(stream)).await;
+    let transaction = witness.explain(written)?;
+    Ok(Pending { dataset, transaction, what, rows: witness.rows() })
+}
+
+impl Pending {
+    /// Makes the rows part of the table, as one version.
+    pub(crate) async fn commit(self) -> Result<Dataset> {
+        guard(&self.what, CommitBuilder::new(self.dataset).execute(self.transaction)).await
+    }
+}
+
+fn write_params() -> WriteParams {
+    WriteParams {
+        max_rows_per_file: FILE_ROWS_MAX,
+        max_bytes_per_file: FILE_BYTES_MAX,
+        enable_stable_row_ids: false,
+        enable_v2_manifest_paths: true,
+        auto_cleanup: None,
+        skip_auto_cleanup: true,
+        ..Default::default()
+    }
+}
+
+/// Rows on their way into a table: checked and brought into the table's own types, batch by batch.
+pub(crate) struct Rows {
+    input: SendableRecordBatchStream,
+    schema: SchemaRef,
+    count: Arc<AtomicU64>,
+    failure: Arc<Mutex<Option<StorageError>>>,
+}
+
+impl Rows {
+    /// `schema` is that of the table. Columns are matched by place; names and types must agree.
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] if they do not.
+    pub(crate) fn new(input: SendableRecordBatchStream, schema: SchemaRef) -> Result<Self> {
+        let given = input.schema();
+        let names = |schema: &Schema| {
+            let names: Vec<String> =
+                schema.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
+            names.join(", ")
+        };
+        let agree = given.fields().len() == schema.fields().len()
+            && given.fields().iter().zip(schema.fields()).all(|(given, wanted)| {
+                given.name() == wanted.name() && storable_field(given).data_type().equals_datatype(wanted.data_type())
+            });
+        if !agree {
+            return Err(StorageError::invalid(format!(
+                "the rows have the columns ({}) but the table has ({})",
+                names(&given),
+                names(&schema)
+            )));
+        }
+        Ok(Self { input, schema, count: Arc::default(), failure: Arc::default() })
+    }
+
+    /// The stream for Lance, and what keeps an eye on it.
+    fn watched(self) -> (SendableRecordBatchStream, Witness) {
+        let witness = Witness { count: self.count.clone(), failure: self.failure.clone() };
+        (Box::pin(self), witness)
+    }
+
+    fn convert(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(batch.num_columns());
+        for (field, column) in self.schema.fields().iter().zip(batch.columns()) {
+            if !field.is_nullable() && column.logical_null_count() > 0 {
+                return Err(StorageError::invalid(format!(
+                    "column {} is NOT NULL, but a row has no value for it",
+                    field.name()
+                )));
+            }
+            if column.data_type() == field.data_type() {
+                columns.push(column.clone());
+            } else {
+                columns.push(cast(column, field.data_type()).map_err(|error| {
+                    StorageError::invalid(format!("column {} cannot be stored: {error}", field.name()))
+                })?);
+            }
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)
+            .map_err(|error| StorageError::invalid(format!("the rows do not fit the columns of the table: {error}")))
+    }
+
+    fn fail(&self, error: StorageError) -> DataFusionError {
+        let text = error.to_string();
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        DataFusionError::Execution(text)
+    }
+}
+
+impl Stream for Rows {
+    type Item = Result<RecordBatch, DataFusionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(next) = ready!(self.input.as_mut().poll_next(context)) else { return Poll::Ready(None) };
+        let item = match next {
+            Ok(batch) => match self.convert(&batch) {
+                Ok(batch) => {
+                    self.count.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+                    Ok(batch)
+                }
+                Err(error) => Err(self.fail(error)),
+            },
+            Err(error) => Err(self.fail(StorageError::Input(Box::new(error)))),
+        };
+        Poll::Ready(Some(item))
+    }
+}
+
+impl RecordBatchStream for Rows {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
+/// Remembers how many rows went by and why they stopped, which Lance does not tell.
+struct Witness {
+    count: Arc<AtomicU64>,
+    failure: Arc<Mutex<Option<StorageError>>>,
+}
+
+impl Witness {
+    fn rows(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// An error of Lance that only repeats an error of the rows becomes that error again.
+    fn explain<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.map_err(|error| self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(error))
+    }
+}
