@@ -1,5 +1,5 @@
 //! The engine inside a program: no server, no shell. Run it with
-//! `cargo run --release -p examples --bin embedded [folder]`; without a folder the database lives in memory.
+//! `cargo run --release --bin embedded [folder]`; without a folder the database lives in memory.
 //!
 //! It makes a table, fills it, prepares a search once and runs it with several vectors.
 

@@ -2,7 +2,7 @@
 //!
 //! A file is a list of records in the sqllogictest form: a statement or a query, and what it must give. The files
 //! are the manual of the engine, so the expected values are computed by hand or by another program, never copied
-//! from the engine unread. `cargo test --release -p tests --test logic -- search` runs the files whose name holds
+//! from the engine unread. `cargo test --release --test logic -- search` runs the files whose name holds
 //! `search`; `-- --complete` writes the engine's present answers into the files, to be read as a diff.
 //! What SQL cannot reach is tested in `e2e.rs`, what needs the binary in `e2e/`.
 //!
@@ -11,19 +11,19 @@
 //! `V` vector (a list of fixed length), `L` list, `?` anything else.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "logic/records.rs"]
+mod records;
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use async_trait::async_trait;
 use engine::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use engine::arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float64Type, Schema, UInt8Type};
 use engine::arrow::util::display::{ArrayFormatter, FormatOptions};
 use engine::{Answer, Engine, EngineOptions, Session};
-use sqllogictest::{
-    AsyncDB, ColumnType, DBOutput, Record, Runner, default_normalizer, default_validator, parse_file,
-    strict_column_validator,
-};
+use records::{Expected, Record};
 
 fn main() -> ExitCode {
     let mut complete = false;
@@ -97,116 +97,111 @@ async fn run_file(file: &Path, place: Place, complete: bool, figures: &mut Figur
     let engine = Engine::open(&location, EngineOptions::default()).await.expect("an empty database opens");
     let test_dir = scratch.path().join("files");
     std::fs::create_dir(&test_dir).expect("an empty directory");
-    let names = vec![
-        ("$__TEST_DIR__".to_owned(), test_dir.to_string_lossy().into_owned()),
-        ("$__FIXTURES__".to_owned(), root().join("tests/fixtures").to_string_lossy().into_owned()),
-    ];
-    let mut runner = Runner::new(|| {
-        let connection = Connection { session: engine.session(), names: names.clone() };
-        async move { Ok(connection) }
-    });
-    runner.add_label(match place {
-        Place::Memory => "memory",
-        Place::Disk => "disk",
-    });
-    runner.with_column_validator(strict_column_validator);
+    let mut sessions: HashMap<String, Session> = HashMap::new();
     let name = file.file_name().expect("a file").to_string_lossy().into_owned();
-    if complete {
-        runner
-            .update_test_file(file, " ", default_validator, default_normalizer, strict_column_validator)
-            .await
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-    }
-    let records = parse_file::<Kind>(file).unwrap_or_else(|error| panic!("{error}"));
-    let (mut count, mut failed) = (0, 0);
-    for record in records {
-        if matches!(record, Record::Halt { .. }) {
-            break;
-        }
-        count += usize::from(matches!(record, Record::Statement { .. } | Record::Query { .. }));
-        if let Err(error) = runner.run_async(record).await {
+    let records = records::read(file).unwrap_or_else(|error| panic!("{error}"));
+    let (mut failed, mut answers) = (0, vec![]);
+    for record in &records {
+        let session = sessions.entry(record.connection.clone()).or_insert_with(|| engine.session());
+        let sql = record.sql.replace("$__TEST_DIR__", &test_dir.to_string_lossy());
+        let sql = sql.replace("$__FIXTURES__", &root().join("tests/fixtures").to_string_lossy());
+        let outcome = run(session, &sql).await;
+        if let Err(difference) = check(record, &outcome) {
             failed += 1;
-            println!("--- {name}, {place:?}\n{}\n", error.display(false));
-            figures.failures.push(format!("{place:?}: {}", error.location()));
+            println!("--- {}, {place:?}\n{}\n{difference}\n", record.place, record.sql);
+            figures.failures.push(format!("{place:?}: {}", record.place));
+            if let (Some(at), Outcome::Rows { rows, .. }) = (&record.rows_at, outcome) {
+                answers.push((at.clone(), rows));
+            }
         }
+    }
+    if complete {
+        write_answers(file, answers);
     }
     figures.files += 1;
-    figures.records += count;
+    figures.records += records.len();
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
     println!(
-        "{verdict:6} {name:28} {place:6?} {count:4} records, {failed} failed, {:.1} s",
+        "{verdict:6} {name:28} {place:6?} {:4} records, {failed} failed, {:.1} s",
+        records.len(),
         began.elapsed().as_secs_f32()
     );
 }
 
-struct Connection {
-    session: Session,
-    names: Vec<(String, String)>,
+/// What a statement gave.
+enum Outcome {
+    Done(u64),
+    Rows {
+        types: String,
+        rows: Vec<String>,
+    },
+    /// The error's text, and the hint that a shell prints below it.
+    Failed(String),
 }
 
-/// What an error shows: its text, and the hint that a shell prints below it.
-#[derive(Debug)]
-struct Shown(String);
-
-impl std::fmt::Display for Shown {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+async fn run(session: &Session, sql: &str) -> Outcome {
+    let shown = |error: engine::Error| match &error.hint {
+        Some(hint) => Outcome::Failed(format!("{error} (hint: {hint})")),
+        None => Outcome::Failed(error.to_string()),
+    };
+    let rows = match session.execute(sql).await {
+        Err(error) => return shown(error),
+        Ok(Answer::Done(done)) => return Outcome::Done(done.rows.unwrap_or(0)),
+        Ok(Answer::Rows(rows)) => rows,
+    };
+    let types = kinds(&rows.schema());
+    match rows.collect().await {
+        Err(error) => shown(error),
+        Ok(batches) => Outcome::Rows { types, rows: batches.iter().flat_map(lines).collect() },
     }
 }
 
-impl std::error::Error for Shown {}
-
-impl From<engine::Error> for Shown {
-    fn from(error: engine::Error) -> Self {
-        Shown(match &error.hint {
-            Some(hint) => format!("{error} (hint: {hint})"),
-            None => error.to_string(),
-        })
-    }
-}
-
-#[async_trait]
-impl AsyncDB for Connection {
-    type Error = Shown;
-    type ColumnType = Kind;
-
-    async fn run(&mut self, sql: &str) -> Result<DBOutput<Kind>, Shown> {
-        let mut sql = sql.to_owned();
-        for (name, value) in &self.names {
-            sql = sql.replace(name, value);
+/// # Errors
+/// What was expected and what came.
+fn check(record: &Record, outcome: &Outcome) -> Result<(), String> {
+    match (&record.expected, outcome) {
+        (Expected::Ok, Outcome::Done(_) | Outcome::Rows { .. }) => Ok(()),
+        (Expected::Count(expected), Outcome::Done(count)) if expected == count => Ok(()),
+        (Expected::Error(pattern), Outcome::Failed(text)) if pattern.is_match(text) => Ok(()),
+        (Expected::Error(pattern), Outcome::Failed(text)) => {
+            Err(format!("expected an error with {pattern}, got: {text}"))
         }
-        match self.session.execute(&sql).await? {
-            Answer::Done(done) => Ok(DBOutput::StatementComplete(done.rows.unwrap_or(0))),
-            Answer::Rows(rows) => {
-                let schema = rows.schema();
-                let batches = rows.collect().await?;
-                Ok(DBOutput::Rows { types: kinds(&schema), rows: batches.iter().flat_map(cells).collect() })
+        (Expected::Error(pattern), _) => Err(format!("expected an error with {pattern}, got none")),
+        (_, Outcome::Failed(text)) => Err(format!("failed: {text}")),
+        (Expected::Count(expected), Outcome::Done(count)) => Err(format!("expected {expected} rows, got {count}")),
+        (Expected::Count(_), Outcome::Rows { rows, .. }) => {
+            Err(format!("expected a count, got rows:\n{}", rows.join("\n")))
+        }
+        (Expected::Rows { .. }, Outcome::Done(count)) => Err(format!("expected rows, got a count of {count}")),
+        (Expected::Rows { types: expected, .. }, Outcome::Rows { types, rows }) if expected != types => {
+            Err(format!("expected columns {expected}, got {types}:\n{}", rows.join("\n")))
+        }
+        (Expected::Rows { rows: expected, is_sorted, .. }, Outcome::Rows { rows, .. }) => {
+            let (mut expected, mut found) = (expected.clone(), rows.clone());
+            if *is_sorted {
+                expected.sort();
+                found.sort();
             }
+            if records::matches(&expected, &found) {
+                return Ok(());
+            }
+            Err(format!("expected:\n{}\ngot:\n{}", expected.join("\n"), found.join("\n")))
         }
     }
-
-    async fn shutdown(&mut self) {}
-
-    fn engine_name(&self) -> &str {
-        "sagitta"
-    }
 }
 
-/// The type of a column, as one letter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Kind(char);
-
-impl ColumnType for Kind {
-    fn from_char(letter: char) -> Option<Self> {
-        "IRNTBDVL?".contains(letter).then_some(Kind(letter))
+/// Puts the answers, each for its range of lines, into the file.
+fn write_answers(file: &Path, answers: Vec<(std::ops::Range<usize>, Vec<String>)>) {
+    let text = std::fs::read_to_string(file).expect("the file was read before");
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for (at, rows) in answers.into_iter().rev() {
+        lines.splice(at, rows);
     }
-
-    fn to_char(&self) -> char {
-        self.0
-    }
+    std::fs::write(file, lines.join("\n") + "\n").expect("the file is writable");
 }
 
-fn kinds(schema: &Schema) -> Vec<Kind> {
+/// A letter for the type of each column.
+fn kinds(schema: &Schema) -> String {
     let letter = |field: &Field| match field.data_type() {
         kind if kind.is_integer() => 'I',
         kind if kind.is_floating() => 'R',
@@ -218,22 +213,17 @@ fn kinds(schema: &Schema) -> Vec<Kind> {
         DataType::List(..) | DataType::LargeList(..) => 'L',
         _ => '?',
     };
-    schema.fields().iter().map(|field| Kind(letter(field))).collect()
+    schema.fields().iter().map(|field| letter(field)).collect()
 }
 
 /// The rows of a batch as text. A cell of several lines (a plan) becomes a row per line.
-fn cells(batch: &RecordBatch) -> Vec<Vec<String>> {
+fn lines(batch: &RecordBatch) -> Vec<String> {
     let schema = batch.schema();
     let mut rows = vec![];
     for row in 0..batch.num_rows() {
         let texts: Vec<String> =
             (0..batch.num_columns()).map(|column| cell(batch.column(column), schema.field(column), row)).collect();
-        let joined = texts.join(" ");
-        if joined.contains('\n') {
-            rows.extend(joined.lines().map(|line| vec![line.to_owned()]));
-        } else {
-            rows.push(texts);
-        }
+        rows.extend(texts.join(" ").lines().map(str::to_owned));
     }
     rows
 }

@@ -2,7 +2,8 @@
 # Sets up and runs every test: format, lints, Rust tests, SQL logic tests, the embedded example, end-to-end tests.
 # Anything that fails fails the run; the runners' own summaries stay on screen.
 #
-# Everything is built once, in the release profile: the tests drive the binary that people run.
+# Everything is built once, in the release profile: the tests drive the binary that people run. No `--package`
+# after the lints: the features of a part differ from those of the whole, and the dependency tree would be built again.
 # Clippy cannot use that build and checks the whole dependency tree once more (some 10 minutes on 2 cores), so it covers
 # `kernels` always and the whole workspace with SAGITTA_CLIPPY=all, or when `auto` finds that there is time:
 # if the other steps took under SAGITTA_CLIPPY_MINUTES (default 35).
@@ -67,7 +68,7 @@ step "Rust tests, SQL logic tests"
 cargo test --release --workspace --no-fail-fast
 
 step "embedded example"
-cargo run --release --quiet --package examples --bin embedded
+cargo run --release --quiet --bin embedded
 
 step "end-to-end tests"
 SAGITTA_BIN="$target/release/sagitta" "$venv/bin/python" -m pytest -q -ra -p no:cacheprovider --durations=5 tests/e2e

@@ -188,6 +188,7 @@ def test_tab_completes(shell, typed, completed):
         word = re.split(r"[\s.]", typed)[-1]
         shell.child.expect_exact(word + completed[len(word):])
     shell.child.send(CTRL_C)
+    shell.wait_for_prompt()
     assert "│ 2 │" in shell.run("SELECT 1 + 1 AS x;")
 
 
