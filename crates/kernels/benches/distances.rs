@@ -1,5 +1,6 @@
 //! Exact top-10 over rows that do not fit a cache, for every metric and element type, beside the speed at which the
-//! same machine merely reads the same bytes.
+//! same machine merely reads the same bytes: once from front to back (`read`, which `share` refers to), and once from
+//! four places in turn (`read x4`), which gets more out of a core and is how the kernels go about it.
 //!
 //! `cargo bench -p kernels` prints a table; `-- --mib 150 --dim 384 --rounds 7 --threads 1,2` are the defaults, and
 //! `--only f32` keeps the lines whose name contains the word. Reading and searching take turns, so that a change in
@@ -35,8 +36,8 @@ fn main() {
     );
     println!();
     println!(
-        "{:<26} {:>7} {:>8} {:>9} {:>9} {:>7} {:>9} {:>8}",
-        "case", "threads", "B/row", "read GB/s", "GB/s", "share", "Mrows/s", "ops/row"
+        "{:<26} {:>7} {:>8} {:>9} {:>9} {:>9} {:>7} {:>9} {:>8}",
+        "case", "threads", "B/row", "read GB/s", "read x4", "GB/s", "share", "Mrows/s", "ops/row"
     );
     for element in ElementType::ALL {
         let bytes_per_row = element.bytes_per_row(options.dim);
@@ -63,21 +64,20 @@ fn main() {
     }
 }
 
-/// Seconds of one read and of one search: the fastest of rounds that take turns.
-fn fastest(rounds: usize, mut read: impl FnMut(), mut search: impl FnMut()) -> (f64, f64) {
-    let (mut reads, mut searches) = (f64::INFINITY, f64::INFINITY);
+/// Seconds of each of these: the fastest of rounds in which they take turns.
+fn fastest<const N: usize>(rounds: usize, mut runs: [&mut dyn FnMut(); N]) -> [f64; N] {
+    let mut seconds = [f64::INFINITY; N];
     // One round warms up.
     for round in 0..=rounds {
-        let started = Instant::now();
-        read();
-        let between = Instant::now();
-        search();
-        if round > 0 {
-            reads = reads.min((between - started).as_secs_f64());
-            searches = searches.min(between.elapsed().as_secs_f64());
+        for (run, seconds) in runs.iter_mut().zip(&mut seconds) {
+            let started = Instant::now();
+            run();
+            if round > 0 {
+                *seconds = seconds.min(started.elapsed().as_secs_f64());
+            }
         }
     }
-    (reads, searches)
+    seconds
 }
 
 fn scan_case(name: &str, metric: Metric, options: &Options, threads: usize, rows: Vectors<'_>) {
@@ -100,17 +100,17 @@ fn mixed_case(element: ElementType, options: &Options, rows: Vectors<'_>) {
 fn report(name: &str, metric: Metric, options: &Options, threads: usize, query: &Query, rows: Vectors<'_>) {
     let bytes_per_row = rows.element_type().bytes_per_row(options.dim);
     let count = bytes(rows).len() / bytes_per_row;
-    let (read, search) = fastest(
+    let [read, read_streams, search] = fastest(
         options.rounds,
-        || read_threads(bytes(rows), threads),
-        || {
+        [&mut || read_threads(bytes(rows), threads, 1), &mut || read_threads(bytes(rows), threads, 4), &mut || {
             black_box(search_threads(query, rows, count, threads));
-        },
+        }],
     );
     let total = (count * bytes_per_row) as f64;
     println!(
-        "{name:<26} {threads:>7} {bytes_per_row:>8} {:>9.2} {:>9.2} {:>6.0}% {:>9.2} {:>8}",
+        "{name:<26} {threads:>7} {bytes_per_row:>8} {:>9.2} {:>9.2} {:>9.2} {:>6.0}% {:>9.2} {:>8}",
         total / read / 1e9,
+        total / read_streams / 1e9,
         total / search / 1e9,
         read / search * 100.0,
         count as f64 / search / 1e6,
@@ -161,14 +161,13 @@ fn selected_cases(options: &Options) {
     for one_in in [1, 2, 10, 100] {
         let mut state = 7;
         let selected: Vec<u32> = (0..count as u32).filter(|_| next(&mut state).is_multiple_of(one_in)).collect();
-        let (_, seconds) = fastest(
+        let [seconds] = fastest(
             options.rounds,
-            || read_threads(bytes(values.vectors()), 1),
-            || {
+            [&mut || {
                 let mut top = TopK::new(K);
                 query.top_k_selected(values.vectors(), 0, &selected, &mut top).unwrap();
                 black_box(top);
-            },
+            }],
         );
         println!(
             "{:<26} {:>9.1}% {:>12} {:>9.2} {:>12.1}",
@@ -193,16 +192,18 @@ fn matrix_cases(options: &Options) {
         let mut out = vec![0.0; QUERIES * ROWS];
         let mut again = out.clone();
         for metric in Metric::ALL.into_iter().filter(|metric| metric.is_for_bits() == (element == ElementType::Bits)) {
-            let (alone, matrix) = fastest(
+            let [alone, matrix] = fastest(
                 options.rounds.min(5),
-                || {
-                    for (query, again) in again.chunks_mut(ROWS).enumerate() {
-                        let vector = queries.vectors().rows(options.dim, query, 1).unwrap();
-                        let query = Query::new(metric, options.dim, vector).unwrap();
-                        query.distances(rows.vectors(), again).unwrap();
-                    }
-                },
-                || distance_matrix(metric, options.dim, queries.vectors(), rows.vectors(), &mut out).unwrap(),
+                [
+                    &mut || {
+                        for (query, again) in again.chunks_mut(ROWS).enumerate() {
+                            let vector = queries.vectors().rows(options.dim, query, 1).unwrap();
+                            let query = Query::new(metric, options.dim, vector).unwrap();
+                            query.distances(rows.vectors(), again).unwrap();
+                        }
+                    },
+                    &mut || distance_matrix(metric, options.dim, queries.vectors(), rows.vectors(), &mut out).unwrap(),
+                ],
             );
             assert!(out.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()), "matrix and query differ");
             println!(
@@ -217,14 +218,29 @@ fn matrix_cases(options: &Options) {
     }
 }
 
-fn read_threads(bytes: &[u8], threads: usize) {
+fn read_threads(bytes: &[u8], threads: usize, streams: usize) {
+    let part = |bytes: &[u8]| {
+        if streams == 1 {
+            black_box(read(bytes));
+            return;
+        }
+        // Windows of a size that the kernels have too, a kilobyte from each place in turn.
+        for window in bytes.chunks(256 << 10) {
+            let stream = (window.len() / streams).next_multiple_of(1024);
+            for offset in (0..stream).step_by(1024) {
+                for place in window.chunks(stream) {
+                    black_box(read(&place[offset.min(place.len())..(offset + 1024).min(place.len())]));
+                }
+            }
+        }
+    };
     if threads == 1 {
-        black_box(read(bytes));
+        part(bytes);
         return;
     }
     std::thread::scope(|scope| {
-        for part in bytes.chunks(bytes.len().div_ceil(threads).next_multiple_of(256)) {
-            scope.spawn(move || black_box(read(part)));
+        for bytes in bytes.chunks(bytes.len().div_ceil(threads).next_multiple_of(256)) {
+            scope.spawn(move || part(bytes));
         }
     });
 }

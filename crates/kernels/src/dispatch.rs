@@ -7,7 +7,8 @@ use crate::metric::SumKind;
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::reference;
-use crate::rows::{FloatBlock, IntegerBlock, RowBlock, Rows, Sums};
+use crate::rows::{FloatBlock, IntegerBlock, LANES, RowBlock, Rows, Sums};
+use crate::tile;
 use crate::vectors::{ByteElement, Element};
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{avx2, avx512};
@@ -62,9 +63,29 @@ pub(crate) fn bit_sums(isa: Present, kind: SumKind, query: &[u8], rows: &RowBloc
     call!(isa, bit_sums(kind, query, rows, sums));
 }
 
+/// Writes one vector as f64, padded with zeros to whole blocks. `blocks` gets as many as the vector needs.
+pub(crate) fn widen<T: FloatKernel>(isa: Present, vector: &[T], blocks: &mut Vec<FloatBlock>) {
+    blocks.clear();
+    blocks.resize(vector.len().div_ceil(LANES), FloatBlock([0.0; LANES]));
+    T::run_widen(isa, vector, blocks);
+}
+
+/// Sums of every pair of a tile; see `tile.rs`. All vectors have the same number of blocks.
+pub(crate) fn tile_sums(
+    isa: Present,
+    kind: SumKind,
+    queries: [&[FloatBlock]; tile::QUERIES],
+    rows: [&[FloatBlock]; tile::ROWS],
+) -> [[f64; tile::ROWS]; tile::QUERIES] {
+    call!(isa, tile_sums(kind, queries, rows))
+}
+
 /// Elements that every instruction set can load as f64.
-trait FloatKernel: Element {
+pub(crate) trait FloatKernel: Element {
+    /// Calls the float kernel of the instruction set.
     fn run(isa: Present, kind: SumKind, query: &[FloatBlock], rows: &RowBlock<'_, Self>, sums: &mut Sums<'_>);
+    /// Calls the widening of the instruction set.
+    fn run_widen(isa: Present, vector: &[Self], blocks: &mut [FloatBlock]);
 }
 
 /// Elements that every instruction set can load as i16.
@@ -80,6 +101,10 @@ macro_rules! float_kernel {
         impl FloatKernel for $element {
             fn run(isa: Present, kind: SumKind, query: &[FloatBlock], rows: &RowBlock<'_, Self>, sums: &mut Sums<'_>) {
                 call!(isa, float_sums(kind, query, rows, sums));
+            }
+
+            fn run_widen(isa: Present, vector: &[Self], blocks: &mut [FloatBlock]) {
+                call!(isa, widen(vector, blocks));
             }
         }
     };

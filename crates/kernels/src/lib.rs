@@ -18,6 +18,7 @@
 mod dispatch;
 mod error;
 mod isa;
+mod lanes;
 mod matrix;
 mod metric;
 #[cfg(target_arch = "aarch64")]
@@ -29,6 +30,7 @@ mod scan;
 mod single;
 #[cfg(test)]
 mod testing;
+mod tile;
 mod top_k;
 mod vectors;
 #[cfg(target_arch = "x86_64")]

@@ -6,9 +6,11 @@ use std::arch::aarch64::*;
 
 use half::f16;
 
+use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Lanes, Load, LoadBytes, Register};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
-use crate::scan::{self, BitLanes, ByteLanes, FloatLanes, Load, LoadBytes};
+use crate::scan;
+use crate::tile;
 use crate::vectors::{ByteElement, Element};
 
 /// `scan::float_sums` with NEON.
@@ -42,82 +44,92 @@ pub(crate) fn bit_sums(kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sum
     unsafe { scan::bit_sums::<NeonBits>(kind, query, rows, sums) }
 }
 
-/// Lane `2·j + i` is element `i` of register `j`.
-#[derive(Clone, Copy)]
-pub(crate) struct NeonFloats([float64x2_t; 8]);
+/// `scan::widen` with NEON.
+#[target_feature(enable = "neon")]
+pub(crate) fn widen<T: Element>(vector: &[T], blocks: &mut [FloatBlock])
+where
+    NeonFloats: Load<T>,
+{
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { scan::widen::<NeonFloats, T>(vector, blocks) }
+}
 
-// Every method below relies on the contract of its trait: the caller vouches for NEON. Pointers come from arrays of the
-// length that is read.
-impl FloatLanes for NeonFloats {
+/// `tile::tile_sums` with NEON.
+#[target_feature(enable = "neon")]
+pub(crate) fn tile_sums(
+    kind: SumKind,
+    queries: [&[FloatBlock]; tile::QUERIES],
+    rows: [&[FloatBlock]; tile::ROWS],
+) -> [[f64; tile::ROWS]; tile::QUERIES] {
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { tile::tile_sums::<NeonFloats>(kind, queries, rows) }
+}
+
+/// Eight registers of two.
+pub(crate) type NeonFloats = Lanes<float64x2_t, 8>;
+
+// Every method below relies on the contract of its trait: the caller vouches for NEON, and for pointers.
+impl Arithmetic for float64x2_t {
     #[inline(always)]
     unsafe fn zero() -> Self {
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe { NeonFloats([vdupq_n_f64(0.0); 8]) }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { vdupq_n_f64(0.0) }
     }
 
     #[inline(always)]
-    unsafe fn load_f64(block: &[f64; LANES]) -> Self {
-        let mut lanes = NeonFloats::default();
-        for (lane, pair) in lanes.0.iter_mut().zip(block.as_chunks::<2>().0) {
-            // SAFETY: the contract of `FloatLanes`; 2 values are read from an array of 2.
-            *lane = unsafe { vld1q_f64(pair.as_ptr()) };
-        }
-        lanes
+    unsafe fn plus(self, other: Self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { vaddq_f64(self, other) }
     }
 
     #[inline(always)]
-    unsafe fn minus(mut self, other: Self) -> Self {
-        for (lane, other) in self.0.iter_mut().zip(other.0) {
-            // SAFETY: the contract of `FloatLanes`.
-            *lane = unsafe { vsubq_f64(*lane, other) };
-        }
-        self
+    unsafe fn minus(self, other: Self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { vsubq_f64(self, other) }
     }
 
     #[inline(always)]
-    unsafe fn plus_product(mut self, a: Self, b: Self) -> Self {
-        for (lane, (a, b)) in self.0.iter_mut().zip(a.0.into_iter().zip(b.0)) {
-            // SAFETY: the contract of `FloatLanes`.
-            *lane = unsafe { vfmaq_f64(*lane, a, b) };
-        }
-        self
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { vfmaq_f64(self, a, b) }
     }
 
     #[inline(always)]
-    unsafe fn plus_absolute(mut self, a: Self) -> Self {
-        for (lane, a) in self.0.iter_mut().zip(a.0) {
-            // SAFETY: the contract of `FloatLanes`.
-            *lane = unsafe { vaddq_f64(*lane, vabsq_f64(a)) };
-        }
-        self
-    }
-
-    #[inline(always)]
-    unsafe fn total(self) -> f64 {
-        let [a, b, c, d, e, f, g, h] = self.0;
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe {
-            let (a, b) = (vaddq_f64(a, e), vaddq_f64(b, f));
-            let (c, d) = (vaddq_f64(c, g), vaddq_f64(d, h));
-            vaddvq_f64(vaddq_f64(vaddq_f64(a, c), vaddq_f64(b, d)))
-        }
+    unsafe fn absolute(self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { vabsq_f64(self) }
     }
 }
 
-impl Default for NeonFloats {
+impl Register for float64x2_t {
+    const WIDTH: usize = 2;
+
     #[inline(always)]
-    fn default() -> Self {
-        // SAFETY: NEON is part of every AArch64 target that Rust has a standard library for.
-        unsafe { NeonFloats::zero() }
+    unsafe fn load(values: *const f64) -> Self {
+        // SAFETY: the contract of `Register`.
+        unsafe { vld1q_f64(values) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, values: *mut f64) {
+        // SAFETY: the contract of `Register`.
+        unsafe { vst1q_f64(values, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f64 {
+        // SAFETY: the contract of `Register`.
+        unsafe { vaddvq_f64(self) }
     }
 }
 
 impl Load<f32> for NeonFloats {
     #[inline(always)]
     unsafe fn load(block: &[f32; LANES]) -> Self {
-        let mut lanes = NeonFloats::default();
+        // SAFETY: the contract of `Arithmetic`.
+        let mut lanes = unsafe { NeonFloats::zero() };
         for (pair, four) in lanes.0.as_chunks_mut::<2>().0.iter_mut().zip(block.as_chunks::<4>().0) {
-            // SAFETY: the contract of `FloatLanes`; 4 values are read from an array of 4.
+            // SAFETY: the contract of `Arithmetic`; 4 values are read from an array of 4.
             unsafe {
                 let four = vld1q_f32(four.as_ptr());
                 *pair = [vcvt_f64_f32(vget_low_f32(four)), vcvt_high_f64_f32(four)];
@@ -132,7 +144,7 @@ impl Load<f16> for NeonFloats {
     #[inline(always)]
     unsafe fn load(block: &[f16; LANES]) -> Self {
         let wide = block.map(f32::from);
-        // SAFETY: the contract of `FloatLanes`.
+        // SAFETY: the contract of `Arithmetic`.
         unsafe { <NeonFloats as Load<f32>>::load(&wide) }
     }
 }
@@ -141,7 +153,7 @@ impl Load<i8> for NeonFloats {
     #[inline(always)]
     unsafe fn load(block: &[i8; LANES]) -> Self {
         let wide = block.map(f32::from);
-        // SAFETY: the contract of `FloatLanes`.
+        // SAFETY: the contract of `Arithmetic`.
         unsafe { <NeonFloats as Load<f32>>::load(&wide) }
     }
 }
@@ -150,7 +162,7 @@ impl Load<u8> for NeonFloats {
     #[inline(always)]
     unsafe fn load(block: &[u8; LANES]) -> Self {
         let wide = block.map(f32::from);
-        // SAFETY: the contract of `FloatLanes`.
+        // SAFETY: the contract of `Arithmetic`.
         unsafe { <NeonFloats as Load<f32>>::load(&wide) }
     }
 }

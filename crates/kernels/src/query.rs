@@ -11,7 +11,7 @@ use crate::top_k::TopK;
 use crate::vectors::{ElementType, Vectors};
 
 /// Rows whose sums are computed before they are turned into distances: the sums stay in the first-level cache.
-const ROWS_PER_STEP: usize = 256;
+pub(crate) const ROWS_PER_STEP: usize = 256;
 
 /// A query vector prepared for one metric.
 ///
@@ -89,14 +89,14 @@ impl Query {
             return Err(DistanceError::QueryLength { values: vector.len(), values_per_row });
         }
         match vector {
-            Vectors::F32(values) => rows::float_blocks(values, &mut self.floats),
-            Vectors::F16(values) => rows::float_blocks(values, &mut self.floats),
+            Vectors::F32(values) => dispatch::widen(self.isa, values, &mut self.floats),
+            Vectors::F16(values) => dispatch::widen(self.isa, values, &mut self.floats),
             Vectors::I8(values) => {
-                rows::float_blocks(values, &mut self.floats);
+                dispatch::widen(self.isa, values, &mut self.floats);
                 rows::integer_blocks(values, &mut self.integers);
             }
             Vectors::U8(values) => {
-                rows::float_blocks(values, &mut self.floats);
+                dispatch::widen(self.isa, values, &mut self.floats);
                 rows::integer_blocks(values, &mut self.integers);
             }
             Vectors::Bits(values) => {

@@ -5,6 +5,7 @@
 
 use crate::metric::SumKind;
 use crate::rows::{FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
+use crate::tile;
 use crate::vectors::{ByteElement, Element};
 
 /// Float sums of a query against each row, in the order of summation that `scan.rs` lays down.
@@ -93,4 +94,36 @@ pub(crate) fn bit_sums(kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sum
             sums.second[index] = f64::from(second);
         }
     }
+}
+
+/// A vector as f64, padded with zeros to whole blocks. `blocks`: as many as the vector needs.
+pub(crate) fn widen<T: Element>(vector: &[T], blocks: &mut [FloatBlock]) {
+    for (i, block) in blocks.iter_mut().enumerate() {
+        for (lane, place) in block.0.iter_mut().enumerate() {
+            *place = vector.get(i * LANES + lane).map_or(0.0, |value| value.widen());
+        }
+    }
+}
+
+/// Sums of every pair of a tile, one pair after the other, in the same order of summation as [`float_sums`].
+pub(crate) fn tile_sums(
+    kind: SumKind,
+    queries: [&[FloatBlock]; tile::QUERIES],
+    rows: [&[FloatBlock]; tile::ROWS],
+) -> [[f64; tile::ROWS]; tile::QUERIES] {
+    queries.map(|query| rows.map(|row| pair_sum(kind, query, row)))
+}
+
+fn pair_sum(kind: SumKind, query: &[FloatBlock], row: &[FloatBlock]) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    for (query, row) in query.iter().zip(row) {
+        for (lane, (q, r)) in lanes.iter_mut().zip(query.0.iter().zip(row.0)) {
+            *lane = match kind {
+                SumKind::SquaredDifference => (q - r).mul_add(q - r, *lane),
+                SumKind::AbsoluteDifference => *lane + (q - r).abs(),
+                _ => q.mul_add(r, *lane),
+            };
+        }
+    }
+    total(lanes)
 }

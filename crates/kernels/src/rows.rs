@@ -3,7 +3,7 @@
 use half::f16;
 
 use crate::error::DistanceError;
-use crate::vectors::{ByteElement, Element, Vectors};
+use crate::vectors::{ByteElement, Vectors};
 
 /// Virtual lanes of the float sums: element `i` of a vector is added to lane `i mod 16`, on every instruction set.
 pub(crate) const LANES: usize = 16;
@@ -20,16 +20,6 @@ pub(crate) struct FloatBlock(pub(crate) [f64; LANES]);
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct IntegerBlock(pub(crate) [i16; BYTES]);
-
-/// A vector as f64, padded with zeros to whole blocks.
-pub(crate) fn float_blocks<T: Element>(vector: &[T], blocks: &mut Vec<FloatBlock>) {
-    blocks.clear();
-    blocks.extend(vector.chunks(LANES).map(|chunk| {
-        let mut block = FloatBlock([0.0; LANES]);
-        block.0.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = value.widen());
-        block
-    }));
-}
 
 /// A vector of bytes as i16, padded with zeros to whole blocks.
 pub(crate) fn integer_blocks<T: ByteElement>(vector: &[T], blocks: &mut Vec<IntegerBlock>) {

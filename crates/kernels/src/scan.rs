@@ -1,97 +1,21 @@
-//! The loops over rows, written once for every instruction set, and the order of summation that all of them share.
+//! One query against a block: the loops over rows, written once for every instruction set, and the order of summation
+//! that all of them share.
 //!
-//! An instruction set supplies [`FloatLanes`], [`ByteLanes`] and [`BitLanes`]; how elements become sums is decided here.
-//! The scalar twin of these loops is `reference.rs`, written independently of this file.
+//! An instruction set supplies what `lanes.rs` asks for; how elements become sums is decided here. The scalar twin of
+//! these loops is `reference.rs`, written independently of this file; many queries at once are in `tile.rs`.
 //!
 //! **The order of summation.** Elements become f64, exactly. Element `i` is added to virtual lane `i mod 16` by a fused
 //! multiply-add (by an addition for absolute differences), in ascending order of `i`; elements past the end count as
 //! zeros up to the next multiple of 16. Then lanes are added in halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1. Nothing in this
 //! depends on the width of a register, so results are equal bit for bit. Sums of byte elements are whole numbers
 //! below 2^53, exact in any order, which is why the integer loops may do as they like and still agree with it.
-//!
-//! Everything here is `#[inline(always)]`: it must end up inside a function that has the target features on, or the
-//! vector instructions would become calls.
 
 use std::marker::PhantomData;
 
+use crate::lanes::{AbsoluteDifference, BLOCKS_PER_TOTAL, BitLanes, Load, LoadBytes, Product, SquaredDifference, Term};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
 use crate::vectors::{ByteElement, Element};
-
-/// The sixteen virtual lanes in the registers of one instruction set.
-///
-/// # Safety
-/// Every method may be called only where the processor has the instruction set of the implementation.
-pub(crate) trait FloatLanes: Copy {
-    /// All lanes +0.
-    unsafe fn zero() -> Self;
-    /// Sixteen values as they are.
-    unsafe fn load_f64(block: &[f64; LANES]) -> Self;
-    /// Lane-wise `self - other`.
-    unsafe fn minus(self, other: Self) -> Self;
-    /// Lane-wise `self + a·b`, rounded once.
-    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
-    /// Lane-wise `self + |a|`.
-    unsafe fn plus_absolute(self, a: Self) -> Self;
-    /// The sum of all lanes: halves added to each other, 8 + 8 first.
-    unsafe fn total(self) -> f64;
-}
-
-/// Loads sixteen elements of a type, widened to f64.
-///
-/// # Safety
-/// As for [`FloatLanes`].
-pub(crate) trait Load<T>: FloatLanes {
-    /// The sixteen elements as f64.
-    unsafe fn load(block: &[T; LANES]) -> Self;
-}
-
-/// Accumulators of i32 for products of byte elements, at most [`BLOCKS_PER_TOTAL`] blocks of them.
-///
-/// # Safety
-/// As for [`FloatLanes`].
-pub(crate) trait ByteLanes: Copy {
-    /// 64 elements widened to i16.
-    type Wide: Copy;
-    /// Nothing added yet.
-    unsafe fn zero() -> Self;
-    /// The block of a query.
-    unsafe fn load_query(block: &[i16; BYTES]) -> Self::Wide;
-    /// Lane-wise `a - b`.
-    unsafe fn minus(a: Self::Wide, b: Self::Wide) -> Self::Wide;
-    /// Lane-wise `|a|`.
-    unsafe fn absolute(a: Self::Wide) -> Self::Wide;
-    /// Adds the products of `a` and `b`, in any order.
-    unsafe fn plus_products(self, a: Self::Wide, b: Self::Wide) -> Self;
-    /// Adds the elements of `a`, in any order.
-    unsafe fn plus_elements(self, a: Self::Wide) -> Self;
-    /// Everything added so far.
-    unsafe fn total(self) -> i32;
-}
-
-/// Loads 64 byte elements of a type, widened to i16.
-///
-/// # Safety
-/// As for [`FloatLanes`].
-pub(crate) trait LoadBytes<T>: ByteLanes {
-    /// The 64 elements as i16.
-    unsafe fn load_row(block: &[T; BYTES]) -> Self::Wide;
-}
-
-/// Counts of bits over two rows of equal length, signed because that is the integer that converts to f64 at once.
-///
-/// # Safety
-/// As for [`FloatLanes`].
-pub(crate) trait BitLanes {
-    /// Bits of `a xor b`.
-    unsafe fn different(a: &[u8], b: &[u8]) -> i64;
-    /// Bits of `a and b`, and bits of `b`.
-    unsafe fn common_and_right(a: &[u8], b: &[u8]) -> (i64, i64);
-}
-
-/// Blocks of 64 products that are added up as i32 before they become an i64. The largest product is the square of the
-/// largest difference, 255 - (-128) = 383, and even one i32 would hold them all: 128 · 64 · 383² = 1,201,676,288 < 2^31.
-pub(crate) const BLOCKS_PER_TOTAL: usize = 128;
 
 /// Float sums of a query against each row.
 ///
@@ -109,10 +33,10 @@ pub(crate) unsafe fn float_sums<L: Load<T>, T: Element>(
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match kind {
-            SumKind::SquaredDifference => each_row(&Floats::<SquaredDifference<L>, L>::new(query), rows, sums),
-            SumKind::Dot => each_row(&Floats::<Dot<L>, L>::new(query), rows, sums),
-            SumKind::DotAndSquare => each_row(&Floats::<DotAndSquare<L>, L>::new(query), rows, sums),
-            SumKind::AbsoluteDifference => each_row(&Floats::<AbsoluteDifference<L>, L>::new(query), rows, sums),
+            SumKind::SquaredDifference => each_row(&Floats::<SquaredDifference, L>(query, PhantomData), rows, sums),
+            SumKind::Dot => each_row(&Floats::<Product, L>(query, PhantomData), rows, sums),
+            SumKind::AbsoluteDifference => each_row(&Floats::<AbsoluteDifference, L>(query, PhantomData), rows, sums),
+            SumKind::DotAndSquare => each_row(&FloatsAndSquares::<L>(query, PhantomData), rows, sums),
             // Bit vectors have no float sums; `query.rs` refuses them before a kernel is called.
             SumKind::DifferentBits | SumKind::CommonBits => {}
         }
@@ -133,10 +57,10 @@ pub(crate) unsafe fn byte_sums<L: LoadBytes<T>, T: ByteElement>(
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match kind {
-            SumKind::SquaredDifference => each_row(&Bytes::<SquaredDifference<L>, L>::new(query), rows, sums),
-            SumKind::Dot => each_row(&Bytes::<Dot<L>, L>::new(query), rows, sums),
-            SumKind::DotAndSquare => each_row(&Bytes::<DotAndSquare<L>, L>::new(query), rows, sums),
-            SumKind::AbsoluteDifference => each_row(&Bytes::<AbsoluteDifference<L>, L>::new(query), rows, sums),
+            SumKind::SquaredDifference => each_row(&Bytes::<SquaredDifference, L>(query, PhantomData), rows, sums),
+            SumKind::Dot => each_row(&Bytes::<Product, L>(query, PhantomData), rows, sums),
+            SumKind::AbsoluteDifference => each_row(&Bytes::<AbsoluteDifference, L>(query, PhantomData), rows, sums),
+            SumKind::DotAndSquare => each_row(&BytesAndSquares::<L>(query, PhantomData), rows, sums),
             // Bit vectors have sums of their own; `query.rs` refuses them before a kernel is called.
             SumKind::DifferentBits | SumKind::CommonBits => {}
         }
@@ -155,6 +79,24 @@ pub(crate) unsafe fn bit_sums<L: BitLanes>(kind: SumKind, query: &[u8], rows: &R
             each_row(&CommonBits::<L>(query, PhantomData), rows, sums);
         } else {
             each_row(&DifferentBits::<L>(query, PhantomData), rows, sums);
+        }
+    }
+}
+
+/// Writes a vector as f64, padded with zeros to whole blocks. `blocks`: as many as the vector needs.
+///
+/// # Safety
+/// As [`float_sums`].
+#[inline(always)]
+pub(crate) unsafe fn widen<L: Load<T>, T: Element>(vector: &[T], blocks: &mut [FloatBlock]) {
+    let (values, tail) = vector.as_chunks::<LANES>();
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        for (values, block) in values.iter().zip(blocks.iter_mut()) {
+            L::load(values).store_f64(&mut block.0);
+        }
+        if let (Some(block), false) = (blocks.get_mut(values.len()), tail.is_empty()) {
+            L::load(&padded(tail)).store_f64(&mut block.0);
         }
     }
 }
@@ -213,81 +155,129 @@ trait RowSum<T> {
     /// point anywhere.
     ///
     /// # Safety
-    /// As for [`FloatLanes`].
+    /// As [`float_sums`].
     unsafe fn sums(&self, row: &[T], ahead: *const u8) -> (f64, f64);
 }
 
-/// Float sums `A` of a query, in lanes `L`.
-struct Floats<'a, A, L>(&'a [FloatBlock], PhantomData<(A, L)>);
+/// The sum of a term over a query of floats, in lanes `L`.
+struct Floats<'a, P, L>(&'a [FloatBlock], PhantomData<(P, L)>);
 
-impl<'a, A, L> Floats<'a, A, L> {
-    fn new(query: &'a [FloatBlock]) -> Self {
-        Floats(query, PhantomData)
-    }
-}
-
-impl<A: FloatSum<L>, L: Load<T>, T: Element> RowSum<T> for Floats<'_, A, L> {
+impl<P: Term, L: Load<T>, T: Element> RowSum<T> for Floats<'_, P, L> {
     #[inline(always)]
     unsafe fn sums(&self, row: &[T], mut ahead: *const u8) -> (f64, f64) {
         let (row, tail) = row.as_chunks::<LANES>();
         // SAFETY: the caller vouches for the instruction set.
         unsafe {
-            let mut sum = A::zero();
+            let mut sum = L::zero();
             for (row, query) in row.iter().zip(self.0) {
                 prefetch(ahead);
                 ahead = ahead.wrapping_add(size_of_val(row));
-                sum = sum.plus(L::load_f64(&query.0), L::load(row));
+                sum = P::add(sum, L::load_f64(&query.0), L::load(row));
             }
             if let (Some(query), false) = (self.0.get(row.len()), tail.is_empty()) {
-                sum = sum.plus(L::load_f64(&query.0), L::load(&padded(tail)));
+                sum = P::add(sum, L::load_f64(&query.0), L::load(&padded(tail)));
             }
-            sum.totals()
+            (sum.total(), 0.0)
         }
     }
 }
 
-/// Integer sums `A` of a query, in lanes `L`.
-struct Bytes<'a, A, L>(&'a [IntegerBlock], PhantomData<(A, L)>);
+/// The products with a query of floats, and the squares of the row, in one pass.
+struct FloatsAndSquares<'a, L>(&'a [FloatBlock], PhantomData<L>);
 
-impl<'a, A, L> Bytes<'a, A, L> {
-    fn new(query: &'a [IntegerBlock]) -> Self {
-        Bytes(query, PhantomData)
+impl<L: Load<T>, T: Element> RowSum<T> for FloatsAndSquares<'_, L> {
+    #[inline(always)]
+    unsafe fn sums(&self, row: &[T], mut ahead: *const u8) -> (f64, f64) {
+        let (row, tail) = row.as_chunks::<LANES>();
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (mut dot, mut square) = (L::zero(), L::zero());
+            for (row, query) in row.iter().zip(self.0) {
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(size_of_val(row));
+                let row = L::load(row);
+                dot = dot.plus_product(L::load_f64(&query.0), row);
+                square = square.plus_product(row, row);
+            }
+            if let (Some(query), false) = (self.0.get(row.len()), tail.is_empty()) {
+                let row = L::load(&padded(tail));
+                dot = dot.plus_product(L::load_f64(&query.0), row);
+                square = square.plus_product(row, row);
+            }
+            (dot.total(), square.total())
+        }
     }
 }
 
-impl<A: ByteSum<L>, L: LoadBytes<T>, T: ByteElement> RowSum<T> for Bytes<'_, A, L> {
+/// The sum of a term over a query of bytes, in lanes `L`.
+struct Bytes<'a, P, L>(&'a [IntegerBlock], PhantomData<(P, L)>);
+
+impl<P: Term, L: LoadBytes<T>, T: ByteElement> RowSum<T> for Bytes<'_, P, L> {
+    #[inline(always)]
+    unsafe fn sums(&self, row: &[T], mut ahead: *const u8) -> (f64, f64) {
+        let (row, tail) = row.as_chunks::<BYTES>();
+        let mut total = 0_i64;
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (mut sum, mut blocks) = (L::zero(), 0);
+            for (row, query) in row.iter().zip(self.0) {
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(BYTES);
+                sum = P::add_bytes(sum, L::load_query(&query.0), L::load_row(row));
+                blocks += 1;
+                if blocks == BLOCKS_PER_TOTAL {
+                    total += i64::from(sum.total());
+                    (sum, blocks) = (L::zero(), 0);
+                }
+            }
+            total += i64::from(sum.total());
+            if let (Some(query), false) = (self.0.get(row.len()), tail.is_empty()) {
+                let sum = P::add_bytes(L::zero(), L::load_query(&query.0), L::load_row(&padded(tail)));
+                total += i64::from(sum.total());
+            }
+        }
+        (total as f64, 0.0)
+    }
+}
+
+/// The products with a query of bytes, and the squares of the row, in one pass.
+struct BytesAndSquares<'a, L>(&'a [IntegerBlock], PhantomData<L>);
+
+impl<L: LoadBytes<T>, T: ByteElement> RowSum<T> for BytesAndSquares<'_, L> {
     #[inline(always)]
     unsafe fn sums(&self, row: &[T], mut ahead: *const u8) -> (f64, f64) {
         let (row, tail) = row.as_chunks::<BYTES>();
         let mut totals = (0_i64, 0_i64);
-        let mut add = |(first, second): (i32, i32)| {
-            totals.0 += i64::from(first);
-            totals.1 += i64::from(second);
-        };
         // SAFETY: the caller vouches for the instruction set.
         unsafe {
-            let (mut sum, mut blocks) = (A::zero(), 0);
+            let (mut dot, mut square, mut blocks) = (L::zero(), L::zero(), 0);
             for (row, query) in row.iter().zip(self.0) {
                 prefetch(ahead);
                 ahead = ahead.wrapping_add(BYTES);
-                sum = sum.plus(L::load_query(&query.0), L::load_row(row));
+                let row = L::load_row(row);
+                dot = dot.plus_products(L::load_query(&query.0), row);
+                square = square.plus_products(row, row);
                 blocks += 1;
                 if blocks == BLOCKS_PER_TOTAL {
-                    add(sum.totals());
-                    (sum, blocks) = (A::zero(), 0);
+                    totals.0 += i64::from(dot.total());
+                    totals.1 += i64::from(square.total());
+                    (dot, square, blocks) = (L::zero(), L::zero(), 0);
                 }
             }
-            add(sum.totals());
+            totals.0 += i64::from(dot.total());
+            totals.1 += i64::from(square.total());
             if let (Some(query), false) = (self.0.get(row.len()), tail.is_empty()) {
-                add(A::zero().plus(L::load_query(&query.0), L::load_row(&padded(tail))).totals());
+                let row = L::load_row(&padded(tail));
+                totals.0 += i64::from(L::zero().plus_products(L::load_query(&query.0), row).total());
+                totals.1 += i64::from(L::zero().plus_products(row, row).total());
             }
         }
         (totals.0 as f64, totals.1 as f64)
     }
 }
 
+/// The bits in which a row differs from a query.
 struct DifferentBits<'a, L>(&'a [u8], PhantomData<L>);
-struct CommonBits<'a, L>(&'a [u8], PhantomData<L>);
 
 impl<L: BitLanes> RowSum<u8> for DifferentBits<'_, L> {
     #[inline(always)]
@@ -298,6 +288,9 @@ impl<L: BitLanes> RowSum<u8> for DifferentBits<'_, L> {
     }
 }
 
+/// The bits that a row has in common with a query, and the row's own.
+struct CommonBits<'a, L>(&'a [u8], PhantomData<L>);
+
 impl<L: BitLanes> RowSum<u8> for CommonBits<'_, L> {
     #[inline(always)]
     unsafe fn sums(&self, row: &[u8], ahead: *const u8) -> (f64, f64) {
@@ -305,207 +298,6 @@ impl<L: BitLanes> RowSum<u8> for CommonBits<'_, L> {
         // SAFETY: the caller vouches for the instruction set.
         let (common, right) = unsafe { L::common_and_right(self.0, row) };
         (common as f64, right as f64)
-    }
-}
-
-/// A sum over the pairs of elements of two vectors, or two sums.
-trait FloatSum<L: FloatLanes>: Copy {
-    /// Nothing added yet.
-    ///
-    /// # Safety
-    /// As for [`FloatLanes`], here and below.
-    unsafe fn zero() -> Self;
-    /// With sixteen pairs of elements added.
-    unsafe fn plus(self, q: L, r: L) -> Self;
-    /// The sums for `first` and `second`.
-    unsafe fn totals(self) -> (f64, f64);
-}
-
-#[derive(Clone, Copy)]
-struct SquaredDifference<L>(L);
-#[derive(Clone, Copy)]
-struct Dot<L>(L);
-#[derive(Clone, Copy)]
-struct DotAndSquare<L>(L, L);
-#[derive(Clone, Copy)]
-struct AbsoluteDifference<L>(L);
-
-impl<L: FloatLanes> FloatSum<L> for SquaredDifference<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        SquaredDifference(unsafe { L::zero() })
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L, r: L) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let difference = q.minus(r);
-            SquaredDifference(self.0.plus_product(difference, difference))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (f64, f64) {
-        // SAFETY: the caller vouches for the instruction set.
-        (unsafe { self.0.total() }, 0.0)
-    }
-}
-
-impl<L: FloatLanes> FloatSum<L> for Dot<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        Dot(unsafe { L::zero() })
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L, r: L) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        Dot(unsafe { self.0.plus_product(q, r) })
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (f64, f64) {
-        // SAFETY: the caller vouches for the instruction set.
-        (unsafe { self.0.total() }, 0.0)
-    }
-}
-
-impl<L: FloatLanes> FloatSum<L> for DotAndSquare<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { DotAndSquare(L::zero(), L::zero()) }
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L, r: L) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { DotAndSquare(self.0.plus_product(q, r), self.1.plus_product(r, r)) }
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (f64, f64) {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { (self.0.total(), self.1.total()) }
-    }
-}
-
-impl<L: FloatLanes> FloatSum<L> for AbsoluteDifference<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        AbsoluteDifference(unsafe { L::zero() })
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L, r: L) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        AbsoluteDifference(unsafe { self.0.plus_absolute(q.minus(r)) })
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (f64, f64) {
-        // SAFETY: the caller vouches for the instruction set.
-        (unsafe { self.0.total() }, 0.0)
-    }
-}
-
-/// As [`FloatSum`], for byte elements: at most [`BLOCKS_PER_TOTAL`] blocks.
-trait ByteSum<L: ByteLanes>: Copy {
-    /// Nothing added yet.
-    ///
-    /// # Safety
-    /// As for [`ByteLanes`], here and below.
-    unsafe fn zero() -> Self;
-    /// With 64 pairs of elements added.
-    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self;
-    /// The sums for `first` and `second`.
-    unsafe fn totals(self) -> (i32, i32);
-}
-
-impl<L: ByteLanes> ByteSum<L> for SquaredDifference<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        SquaredDifference(unsafe { L::zero() })
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let difference = L::minus(q, r);
-            SquaredDifference(self.0.plus_products(difference, difference))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (i32, i32) {
-        // SAFETY: the caller vouches for the instruction set.
-        (unsafe { self.0.total() }, 0)
-    }
-}
-
-impl<L: ByteLanes> ByteSum<L> for Dot<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        Dot(unsafe { L::zero() })
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        Dot(unsafe { self.0.plus_products(q, r) })
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (i32, i32) {
-        // SAFETY: the caller vouches for the instruction set.
-        (unsafe { self.0.total() }, 0)
-    }
-}
-
-impl<L: ByteLanes> ByteSum<L> for DotAndSquare<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { DotAndSquare(L::zero(), L::zero()) }
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { DotAndSquare(self.0.plus_products(q, r), self.1.plus_products(r, r)) }
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (i32, i32) {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe { (self.0.total(), self.1.total()) }
-    }
-}
-
-impl<L: ByteLanes> ByteSum<L> for AbsoluteDifference<L> {
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        AbsoluteDifference(unsafe { L::zero() })
-    }
-
-    #[inline(always)]
-    unsafe fn plus(self, q: L::Wide, r: L::Wide) -> Self {
-        // SAFETY: the caller vouches for the instruction set.
-        AbsoluteDifference(unsafe { self.0.plus_elements(L::absolute(L::minus(q, r))) })
-    }
-
-    #[inline(always)]
-    unsafe fn totals(self) -> (i32, i32) {
-        // SAFETY: the caller vouches for the instruction set.
-        (unsafe { self.0.total() }, 0)
     }
 }
 

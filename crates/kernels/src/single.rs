@@ -4,9 +4,11 @@
 
 use half::f16;
 
+use crate::dispatch::{self, FloatKernel};
+use crate::isa::Present;
 use crate::query::square_sum;
-use crate::rows::{self, FloatBlock};
-use crate::vectors::{Element, Vectors};
+use crate::rows::FloatBlock;
+use crate::vectors::Vectors;
 
 /// The Euclidean length of one vector, in the order of summation of the distances. For bits, the square root of the
 /// number of ones.
@@ -21,8 +23,8 @@ pub fn norm(vector: Vectors<'_>) -> f64 {
     }
 }
 
-fn norm_of<T: Element>(values: &[T], blocks: &mut Vec<FloatBlock>) -> f64 {
-    rows::float_blocks(values, blocks);
+fn norm_of<T: FloatKernel>(values: &[T], blocks: &mut Vec<FloatBlock>) -> f64 {
+    dispatch::widen(Present::chosen(), values, blocks);
     square_sum(blocks).sqrt()
 }
 

@@ -6,9 +6,11 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Lanes, Load, LoadBytes, Register};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
-use crate::scan::{self, BitLanes, ByteLanes, FloatLanes, Load, LoadBytes};
+use crate::scan;
+use crate::tile;
 use crate::vectors::{ByteElement, Element};
 
 /// `scan::float_sums` with AVX2.
@@ -52,76 +54,83 @@ pub(crate) fn bit_sums(kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sum
     }
 }
 
-/// Lane `4·j + i` is element `i` of register `j`.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx2Floats([__m256d; 4]);
+/// `scan::widen` with AVX2.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(crate) fn widen<T: Element>(vector: &[T], blocks: &mut [FloatBlock])
+where
+    Avx2Floats: Load<T>,
+{
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { scan::widen::<Avx2Floats, T>(vector, blocks) }
+}
 
-// Every method below relies on the contract of its trait: the caller vouches for AVX2, FMA and F16C. Pointers come
-// from arrays of the length that is read.
-impl FloatLanes for Avx2Floats {
+/// `tile::tile_sums` with AVX2.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(crate) fn tile_sums(
+    kind: SumKind,
+    queries: [&[FloatBlock]; tile::QUERIES],
+    rows: [&[FloatBlock]; tile::ROWS],
+) -> [[f64; tile::ROWS]; tile::QUERIES] {
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { tile::tile_sums::<Avx2Floats>(kind, queries, rows) }
+}
+
+/// Four registers of four.
+pub(crate) type Avx2Floats = Lanes<__m256d, 4>;
+
+// Every method below relies on the contract of its trait: the caller vouches for AVX2, FMA and F16C, and for pointers.
+impl Arithmetic for __m256d {
     #[inline(always)]
     unsafe fn zero() -> Self {
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe { Avx2Floats([_mm256_setzero_pd(); 4]) }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm256_setzero_pd() }
     }
 
     #[inline(always)]
-    unsafe fn load_f64(block: &[f64; LANES]) -> Self {
-        let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 4 · 4 values are read from an array of 16.
-        unsafe {
-            Avx2Floats([
-                _mm256_loadu_pd(values),
-                _mm256_loadu_pd(values.add(4)),
-                _mm256_loadu_pd(values.add(8)),
-                _mm256_loadu_pd(values.add(12)),
-            ])
-        }
+    unsafe fn plus(self, other: Self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm256_add_pd(self, other) }
     }
 
     #[inline(always)]
     unsafe fn minus(self, other: Self) -> Self {
-        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe { Avx2Floats([_mm256_sub_pd(a, e), _mm256_sub_pd(b, f), _mm256_sub_pd(c, g), _mm256_sub_pd(d, h)]) }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm256_sub_pd(self, other) }
     }
 
     #[inline(always)]
     unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-        let (sum, a, b) = (self.0, a.0, b.0);
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe {
-            Avx2Floats([
-                _mm256_fmadd_pd(a[0], b[0], sum[0]),
-                _mm256_fmadd_pd(a[1], b[1], sum[1]),
-                _mm256_fmadd_pd(a[2], b[2], sum[2]),
-                _mm256_fmadd_pd(a[3], b[3], sum[3]),
-            ])
-        }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm256_fmadd_pd(a, b, self) }
     }
 
     #[inline(always)]
-    unsafe fn plus_absolute(self, a: Self) -> Self {
-        let (sum, a) = (self.0, a.0);
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe {
-            let sign = _mm256_set1_pd(-0.0);
-            Avx2Floats([
-                _mm256_add_pd(sum[0], _mm256_andnot_pd(sign, a[0])),
-                _mm256_add_pd(sum[1], _mm256_andnot_pd(sign, a[1])),
-                _mm256_add_pd(sum[2], _mm256_andnot_pd(sign, a[2])),
-                _mm256_add_pd(sum[3], _mm256_andnot_pd(sign, a[3])),
-            ])
-        }
+    unsafe fn absolute(self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm256_andnot_pd(_mm256_set1_pd(-0.0), self) }
+    }
+}
+
+impl Register for __m256d {
+    const WIDTH: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(values: *const f64) -> Self {
+        // SAFETY: the contract of `Register`.
+        unsafe { _mm256_loadu_pd(values) }
     }
 
     #[inline(always)]
-    unsafe fn total(self) -> f64 {
-        let [a, b, c, d] = self.0;
-        // SAFETY: the contract of `FloatLanes`.
+    unsafe fn store(self, values: *mut f64) {
+        // SAFETY: the contract of `Register`.
+        unsafe { _mm256_storeu_pd(values, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f64 {
+        // SAFETY: the contract of `Register`.
         unsafe {
-            let four = _mm256_add_pd(_mm256_add_pd(a, c), _mm256_add_pd(b, d));
-            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+            let two = _mm_add_pd(_mm256_castpd256_pd128(self), _mm256_extractf128_pd::<1>(self));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
     }
@@ -133,9 +142,9 @@ impl Load<f32> for Avx2Floats {
     #[inline(always)]
     unsafe fn load(block: &[f32; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 4 · 4 values are read from an array of 16.
+        // SAFETY: the contract of `Arithmetic`; 4 · 4 values are read from an array of 16.
         unsafe {
-            Avx2Floats([
+            Lanes([
                 _mm256_cvtps_pd(_mm_loadu_ps(values)),
                 _mm256_cvtps_pd(_mm_loadu_ps(values.add(4))),
                 _mm256_cvtps_pd(_mm_loadu_ps(values.add(8))),
@@ -149,9 +158,9 @@ impl Load<f16> for Avx2Floats {
     #[inline(always)]
     unsafe fn load(block: &[f16; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 4 · 8 bytes are read from an array of 32 bytes.
+        // SAFETY: the contract of `Arithmetic`; 4 · 8 bytes are read from an array of 32 bytes.
         unsafe {
-            Avx2Floats([
+            Lanes([
                 _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(values.cast()))),
                 _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(values.add(4).cast()))),
                 _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(values.add(8).cast()))),
@@ -165,9 +174,9 @@ impl Load<i8> for Avx2Floats {
     #[inline(always)]
     unsafe fn load(block: &[i8; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 4 · 4 bytes are read from an array of 16 bytes.
+        // SAFETY: the contract of `Arithmetic`; 4 · 4 bytes are read from an array of 16 bytes.
         unsafe {
-            Avx2Floats([
+            Lanes([
                 _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_loadu_si32(values.cast()))),
                 _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_loadu_si32(values.add(4).cast()))),
                 _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_loadu_si32(values.add(8).cast()))),
@@ -181,9 +190,9 @@ impl Load<u8> for Avx2Floats {
     #[inline(always)]
     unsafe fn load(block: &[u8; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 4 · 4 bytes are read from an array of 16 bytes.
+        // SAFETY: the contract of `Arithmetic`; 4 · 4 bytes are read from an array of 16 bytes.
         unsafe {
-            Avx2Floats([
+            Lanes([
                 _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_loadu_si32(values.cast()))),
                 _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_loadu_si32(values.add(4).cast()))),
                 _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_loadu_si32(values.add(8).cast()))),

@@ -6,9 +6,11 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Lanes, Load, LoadBytes, Register};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
-use crate::scan::{self, BitLanes, ByteLanes, FloatLanes, Load, LoadBytes};
+use crate::scan;
+use crate::tile;
 use crate::vectors::{ByteElement, Element};
 
 /// `scan::float_sums` with AVX-512.
@@ -42,59 +44,82 @@ pub(crate) fn bit_sums(kind: SumKind, query: &[u8], rows: &RowBlock<'_, u8>, sum
     unsafe { scan::bit_sums::<Avx512Bits>(kind, query, rows, sums) }
 }
 
-/// Lane `8·j + i` is element `i` of register `j`.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512Floats([__m512d; 2]);
+/// `scan::widen` with AVX-512.
+#[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
+pub(crate) fn widen<T: Element>(vector: &[T], blocks: &mut [FloatBlock])
+where
+    Avx512Floats: Load<T>,
+{
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { scan::widen::<Avx512Floats, T>(vector, blocks) }
+}
 
-// Every method below relies on the contract of its trait: the caller vouches for AVX-512. Pointers come from arrays of
-// the length that is read.
-impl FloatLanes for Avx512Floats {
+/// `tile::tile_sums` with AVX-512.
+#[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
+pub(crate) fn tile_sums(
+    kind: SumKind,
+    queries: [&[FloatBlock]; tile::QUERIES],
+    rows: [&[FloatBlock]; tile::ROWS],
+) -> [[f64; tile::ROWS]; tile::QUERIES] {
+    // SAFETY: this function has the target features, and whoever calls it has seen that the processor has them.
+    unsafe { tile::tile_sums::<Avx512Floats>(kind, queries, rows) }
+}
+
+/// Two registers of eight.
+pub(crate) type Avx512Floats = Lanes<__m512d, 2>;
+
+// Every method below relies on the contract of its trait: the caller vouches for AVX-512, and for pointers.
+impl Arithmetic for __m512d {
     #[inline(always)]
     unsafe fn zero() -> Self {
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe { Avx512Floats([_mm512_setzero_pd(); 2]) }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm512_setzero_pd() }
     }
 
     #[inline(always)]
-    unsafe fn load_f64(block: &[f64; LANES]) -> Self {
-        let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 2 · 8 values are read from an array of 16.
-        unsafe { Avx512Floats([_mm512_loadu_pd(values), _mm512_loadu_pd(values.add(8))]) }
+    unsafe fn plus(self, other: Self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm512_add_pd(self, other) }
     }
 
     #[inline(always)]
     unsafe fn minus(self, other: Self) -> Self {
-        let ([a, b], [c, d]) = (self.0, other.0);
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe { Avx512Floats([_mm512_sub_pd(a, c), _mm512_sub_pd(b, d)]) }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm512_sub_pd(self, other) }
     }
 
     #[inline(always)]
     unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-        let (sum, a, b) = (self.0, a.0, b.0);
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe { Avx512Floats([_mm512_fmadd_pd(a[0], b[0], sum[0]), _mm512_fmadd_pd(a[1], b[1], sum[1])]) }
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm512_fmadd_pd(a, b, self) }
     }
 
     #[inline(always)]
-    unsafe fn plus_absolute(self, a: Self) -> Self {
-        let (sum, a) = (self.0, a.0);
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe {
-            Avx512Floats([_mm512_add_pd(sum[0], _mm512_abs_pd(a[0])), _mm512_add_pd(sum[1], _mm512_abs_pd(a[1]))])
-        }
+    unsafe fn absolute(self) -> Self {
+        // SAFETY: the contract of `Arithmetic`.
+        unsafe { _mm512_abs_pd(self) }
+    }
+}
+
+impl Register for __m512d {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(values: *const f64) -> Self {
+        // SAFETY: the contract of `Register`.
+        unsafe { _mm512_loadu_pd(values) }
     }
 
     #[inline(always)]
-    unsafe fn total(self) -> f64 {
-        let [a, b] = self.0;
-        // SAFETY: the contract of `FloatLanes`.
-        unsafe {
-            let eight = _mm512_add_pd(a, b);
-            let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
-            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
-            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
-        }
+    unsafe fn store(self, values: *mut f64) {
+        // SAFETY: the contract of `Register`.
+        unsafe { _mm512_storeu_pd(values, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f64 {
+        // SAFETY: the contract of `Register`.
+        unsafe { _mm256_add_pd(_mm512_castpd512_pd256(self), _mm512_extractf64x4_pd::<1>(self)).sum() }
     }
 }
 
@@ -102,10 +127,8 @@ impl Load<f32> for Avx512Floats {
     #[inline(always)]
     unsafe fn load(block: &[f32; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 2 · 8 values are read from an array of 16.
-        unsafe {
-            Avx512Floats([_mm512_cvtps_pd(_mm256_loadu_ps(values)), _mm512_cvtps_pd(_mm256_loadu_ps(values.add(8)))])
-        }
+        // SAFETY: the contract of `Arithmetic`; 2 · 8 values are read from an array of 16.
+        unsafe { Lanes([_mm512_cvtps_pd(_mm256_loadu_ps(values)), _mm512_cvtps_pd(_mm256_loadu_ps(values.add(8)))]) }
     }
 }
 
@@ -113,9 +136,9 @@ impl Load<f16> for Avx512Floats {
     #[inline(always)]
     unsafe fn load(block: &[f16; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 2 · 16 bytes are read from an array of 32 bytes.
+        // SAFETY: the contract of `Arithmetic`; 2 · 16 bytes are read from an array of 32 bytes.
         unsafe {
-            Avx512Floats([
+            Lanes([
                 _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(values.cast()))),
                 _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(values.add(8).cast()))),
             ])
@@ -127,9 +150,9 @@ impl Load<i8> for Avx512Floats {
     #[inline(always)]
     unsafe fn load(block: &[i8; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 2 · 8 bytes are read from an array of 16 bytes.
+        // SAFETY: the contract of `Arithmetic`; 2 · 8 bytes are read from an array of 16 bytes.
         unsafe {
-            Avx512Floats([
+            Lanes([
                 _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64(values.cast()))),
                 _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64(values.add(8).cast()))),
             ])
@@ -141,9 +164,9 @@ impl Load<u8> for Avx512Floats {
     #[inline(always)]
     unsafe fn load(block: &[u8; LANES]) -> Self {
         let values = block.as_ptr();
-        // SAFETY: the contract of `FloatLanes`; 2 · 8 bytes are read from an array of 16 bytes.
+        // SAFETY: the contract of `Arithmetic`; 2 · 8 bytes are read from an array of 16 bytes.
         unsafe {
-            Avx512Floats([
+            Lanes([
                 _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64(values.cast()))),
                 _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64(values.add(8).cast()))),
             ])
