@@ -42,7 +42,7 @@ pub type Progress = Arc<dyn Fn(WriteProgress) + Send + Sync>;
 /// The schema that a table made from `schema` has: texts and bytes in their plain layouts, no metadata of the schema.
 ///
 /// # Errors
-/// [`StorageError::Invalid`] for names that Lance refuses (with a dot, reserved, twice), [`StorageError::Unsupported`] for
+/// [`StorageError::Invalid`] for names that Lance refuses (with a dot or a backtick, reserved, twice), [`StorageError::Unsupported`] for
 /// types that it cannot store.
 pub fn storable_schema(schema: &Schema) -> Result<SchemaRef> {
     let mut names = std::collections::HashSet::new();
@@ -52,9 +52,9 @@ pub fn storable_schema(schema: &Schema) -> Result<SchemaRef> {
     }
     for field in schema.fields() {
         let name = field.name();
-        if name.is_empty() || name.contains('.') {
+        if name.is_empty() || name.contains(['.', '`']) {
             return Err(StorageError::invalid(format!(
-                "column name \"{name}\" is empty or holds a dot, which table files do not allow; give it another name with AS"
+                "column name \"{name}\" is empty or holds a dot or a backtick, which table files do not allow; give it another name with AS"
             )));
         }
         if lance_core::is_system_column(name) {
