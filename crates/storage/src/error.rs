@@ -106,7 +106,7 @@ impl StorageError {
     pub(crate) fn from_lance(what: impl fmt::Display, error: lance::Error) -> Self {
         let kind = lance_kind(&error);
         let advice = advice(kind);
-        let reason = short_reason(&error);
+        let reason = reason(kind, &error);
         Self::of(kind, format!("{what}: {reason}{advice}")).with_source(error)
     }
 
@@ -114,14 +114,14 @@ impl StorageError {
     pub(crate) fn from_store(what: impl fmt::Display, error: object_store::Error) -> Self {
         let kind = store_kind(&error);
         let advice = advice(kind);
-        let reason = short_reason(&error);
+        let reason = reason(kind, &error);
         Self::of(kind, format!("{what}: {reason}{advice}")).with_source(error)
     }
 
     /// Sorts an error of the file system. `what` says what was being done.
     pub(crate) fn from_io(what: impl fmt::Display, error: std::io::Error) -> Self {
         let kind = io_kind(&error).unwrap_or(Kind::Unavailable);
-        Self::of(kind, format!("{what}: {error}{}", advice(kind))).with_source(error)
+        Self::of(kind, format!("{what}: {}{}", reason(kind, &error), advice(kind))).with_source(error)
     }
 
     /// A panic of Lance, caught at our boundary. Lance panics on some corrupt bytes.
@@ -218,7 +218,7 @@ impl From<StorageError> for DataFusionError {
 /// The next step that follows from the kind alone.
 fn advice(kind: Kind) -> &'static str {
     match kind {
-        Kind::Full => "; no space is left, free some and run the statement again (nothing was changed)",
+        Kind::Full => "; free some and run the statement again (nothing was changed)",
         Kind::Unavailable => "; check the location, the network, the credentials and the permissions",
         Kind::Corrupt => "; the file is damaged, restore it from a copy",
         Kind::Conflict => "; run the statement again",
@@ -321,6 +321,14 @@ fn is_full(text: &str) -> bool {
     text.contains("No space left on device") || text.contains("Disk quota exceeded")
 }
 
+/// Why it failed, in words for a user: what the kind says already is not repeated in the words of a library.
+fn reason(kind: Kind, error: &dyn StdError) -> String {
+    match kind {
+        Kind::Full => "no space is left on the device".to_owned(),
+        _ => short_reason(error),
+    }
+}
+
 /// The text of an error without what means nothing to a user: source positions of Lance, repeated wrappers.
 fn short_reason(error: &dyn StdError) -> String {
     const WRAPPERS: [&str; 6] = [
@@ -332,6 +340,17 @@ fn short_reason(error: &dyn StdError) -> String {
         "Execution error: ",
     ];
     let mut text = error.to_string();
+    if let Some(reason) = server_reason(&text) {
+        return reason;
+    }
+    if text.contains("Failed to get AWS credentials") {
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the storage options \
+                access_key_id and secret_access_key"
+            .to_owned();
+    }
+    if text.contains("error sending request") {
+        return format!("no connection ({})", deepest(error));
+    }
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| text.strip_prefix(wrapper)) {
         text = rest.to_owned();
     }
@@ -342,6 +361,35 @@ fn short_reason(error: &dyn StdError) -> String {
         text.truncate(at);
     }
     text.trim_end_matches('.').to_owned()
+}
+
+/// What an S3 server says in the XML of its answer, in place of the whole exchange.
+fn server_reason(text: &str) -> Option<String> {
+    let part = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(part, _)| part)
+    };
+    let code = part("Code")?;
+    let reason = match (code, part("BucketName").or_else(|| part("Resource"))) {
+        ("NoSuchBucket", Some(bucket)) => format!("bucket {} does not exist", bucket.trim_matches('/')),
+        ("NoSuchBucket", None) => "the bucket does not exist".to_owned(),
+        ("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AccessDenied" | "ExpiredToken" | "InvalidToken", _) => {
+            format!("the store refuses the credentials ({code})")
+        }
+        _ => format!("the store answered {code}: {}", part("Message").unwrap_or_default().trim_end_matches('.')),
+    };
+    Some(reason)
+}
+
+/// The text of the error at the end of the chain: what really happened.
+fn deepest(error: &dyn StdError) -> String {
+    let mut last = error.to_string();
+    let mut next = error.source();
+    while let Some(current) = next {
+        last = current.to_string();
+        next = current.source();
+    }
+    last
 }
 
 #[cfg(test)]
@@ -367,6 +415,22 @@ mod tests {
         let missing = |text: &str| object_store::Error::NotFound { path: "p".into(), source: text.into() };
         assert!(matches!(StorageError::from_store("x", missing("NoSuchBucket")), StorageError::Unavailable(_)));
         assert!(matches!(StorageError::from_store("x", missing("NoSuchKey")), StorageError::NotFound(_)));
+    }
+
+    #[test]
+    fn the_answer_of_an_s3_server_is_told_in_a_sentence() {
+        let check = |body: &str, expected: &str| {
+            let source = format!("status 4xx: <Error>{body}</Error>").into();
+            let error = object_store::Error::Generic { store: "S3", source };
+            let shown = StorageError::from_store("cannot open s3://b", error).to_string();
+            assert!(shown.starts_with(&format!("cannot open s3://b: {expected}; check")), "{shown}");
+        };
+        check("<Code>NoSuchBucket</Code><BucketName>b</BucketName>", "bucket b does not exist");
+        check(
+            "<Code>SignatureDoesNotMatch</Code><Message>long</Message>",
+            "the store refuses the credentials (SignatureDoesNotMatch)",
+        );
+        check("<Code>SlowDown</Code><Message>Wait.</Message>", "the store answered SlowDown: Wait");
     }
 
     #[test]
