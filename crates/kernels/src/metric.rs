@@ -122,6 +122,12 @@ fn cosine_distance(dot: f64, query_square: f64, row_square: f64) -> f64 {
 }
 
 /// The same value, with every NaN replaced by the one NaN of `f64::NAN`.
+///
+/// On bits, because which NaN a floating-point expression yields is left to the compiler: it turned the plain
+/// `if value.is_nan() { f64::NAN } else { value }` into nothing in one place and not in another.
 fn canonical(value: f64) -> f64 {
-    if value.is_nan() { f64::NAN } else { value }
+    const INFINITY: u64 = f64::INFINITY.to_bits();
+    let bits = value.to_bits();
+    let is_nan = bits & !(1 << 63) > INFINITY;
+    f64::from_bits(if is_nan { f64::NAN.to_bits() } else { bits })
 }

@@ -157,12 +157,7 @@ impl Query {
             let distances = &mut distances[..count];
             self.measure(&rows.range(start, count), distances);
             let row = first_row + start as u64;
-            for (offset, &distance) in distances.iter().enumerate() {
-                // The heap is touched only by what can enter it; NaN fails the comparison.
-                if distance <= top.threshold() {
-                    top.push(distance, row + offset as u64);
-                }
-            }
+            offer(distances, top, |offset| row + offset as u64);
         }
         Ok(())
     }
@@ -186,11 +181,7 @@ impl Query {
         for selected in selected.chunks(ROWS_PER_STEP) {
             let distances = &mut distances[..selected.len()];
             self.measure(&rows.select(selected)?, distances);
-            for (&offset, &distance) in selected.iter().zip(distances.iter()) {
-                if distance <= top.threshold() {
-                    top.push(distance, first_row + u64::from(offset));
-                }
-            }
+            offer(distances, top, |index| first_row + u64::from(selected[index]));
         }
         Ok(())
     }
@@ -221,6 +212,25 @@ impl Query {
             _ => dispatch::float_sums(self.isa, kind, &self.floats, rows, &mut sums),
         }
         self.metric.finish(self.square, sums.first, sums.second);
+    }
+}
+
+/// Offers distances to `top`, the one at index `i` as row `row(i)`.
+///
+/// Nearly all of them are too far once a few rows have been seen, so eight are compared at a time, without a branch for
+/// each, and the heap is touched only by what can enter it. NaN fails the comparison.
+fn offer(distances: &[f64], top: &mut TopK, row: impl Fn(usize) -> u64) {
+    let mut threshold = top.threshold();
+    for (index, eight) in distances.chunks(8).enumerate() {
+        if !eight.iter().fold(false, |any, distance| any | (*distance <= threshold)) {
+            continue;
+        }
+        for (offset, &distance) in eight.iter().enumerate() {
+            if distance <= threshold {
+                top.push(distance, row(8 * index + offset));
+                threshold = top.threshold();
+            }
+        }
     }
 }
 

@@ -64,9 +64,9 @@ impl<'a, T> RowBlock<'a, T> {
         self.values_per_row
     }
 
-    /// The offsets of the rows meant, if not all of them.
-    pub(crate) fn selected(&self) -> Option<&'a [u32]> {
-        self.selected
+    /// Whether some of the rows are meant and not all of them.
+    pub(crate) fn is_selected(&self) -> bool {
+        self.selected.is_some()
     }
 }
 

@@ -116,15 +116,17 @@ const BYTES_AHEAD: usize = 3072;
 unsafe fn each_row<K: RowSum<T>, T>(kernel: &K, rows: &RowBlock<'_, T>, sums: &mut Sums<'_>) {
     let (values, width) = (rows.values(), rows.values_per_row());
     let visits_ahead = BYTES_AHEAD / (width * size_of::<T>()).max(1) + 1;
-    if let Some(selected) = rows.selected() {
-        for (visit, (first, second)) in sums.first.iter_mut().zip(sums.second.iter_mut()).enumerate() {
-            let ahead = rows.row((visit + visits_ahead).min(selected.len() - 1)).as_ptr();
+    let part = sums.first.len() / STREAMS;
+    if rows.is_selected() {
+        let index_of = |visit| if visit < part * STREAMS { visit % STREAMS * part + visit / STREAMS } else { visit };
+        for visit in 0..rows.len() {
+            let (index, later) = (index_of(visit), index_of((visit + visits_ahead).min(rows.len() - 1)));
             // SAFETY: the caller vouches for the instruction set.
-            (*first, *second) = unsafe { kernel.sums(rows.row(visit), ahead.cast()) };
+            (sums.first[index], sums.second[index]) =
+                unsafe { kernel.sums(rows.row(index), rows.row(later).as_ptr().cast()) };
         }
         return;
     }
-    let part = sums.first.len() / STREAMS;
     let (streamed, rest) = values.split_at(part * STREAMS * width);
     let mut streams: [_; STREAMS] =
         std::array::from_fn(|stream| streamed[stream * part * width..][..part * width].chunks_exact(width));
