@@ -1,1 +1,77 @@
-fn main(){}
+//! `sagitta`: the one binary. Here: the process itself, that is its environment, its threads and its exit status.
+//! What the commands do is in the modules; what SQL means is in `engine`.
+
+// A statement is one deep future, from its text to the reads of its files.
+#![recursion_limit = "256"]
+
+mod args;
+mod console;
+mod import;
+mod print;
+mod progress;
+mod report;
+mod run;
+mod shell;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Deep expressions are planned by recursion: a worker's stack holds what the main thread's would.
+const WORKER_STACK_BYTES: usize = 16 << 20;
+/// How long background work may take to notice that the process ends.
+const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2);
+    set_lance_environment(cores);
+    let args = match args::Args::from_command_line() {
+        Ok(args) => args,
+        Err(error) => {
+            // A closed pipe behind `--help` is no error, and there is nobody left to tell.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    start_log();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(args.global.threads.unwrap_or(cores))
+        .thread_stack_size(WORKER_STACK_BYTES)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!(
+                "error: cannot start threads: {error}; raise the limit on processes (ulimit -u) or use --threads 1"
+            );
+            return ExitCode::from(1);
+        }
+    };
+    let outcome = run::run(args, &runtime);
+    runtime.shutdown_timeout(SHUTDOWN_MAX);
+    outcome.exit_code()
+}
+
+/// Gives Lance as many decoding threads as there are cores, unless the user has decided.
+///
+/// Left alone, Lance reserves two cores for I/O and decodes on what remains: nothing, on a small machine.
+fn set_lance_environment(cores: usize) {
+    const LANCE_CPU_THREADS: &str = "LANCE_CPU_THREADS";
+    if std::env::var_os(LANCE_CPU_THREADS).is_none() {
+        #[expect(unsafe_code, reason = "Lance reads this setting from the environment alone")]
+        // SAFETY: called first in `main`, before the runtime or any other thread exists, so no one reads the
+        // environment meanwhile.
+        unsafe {
+            std::env::set_var(LANCE_CPU_THREADS, cores.to_string());
+        }
+    }
+}
+
+/// Sends the log to standard error when `SAGITTA_LOG` asks for it (`SAGITTA_LOG=debug`, `SAGITTA_LOG=storage=trace`).
+fn start_log() {
+    if let Ok(filter) = std::env::var("SAGITTA_LOG") {
+        let filter = tracing_subscriber::EnvFilter::new(filter);
+        // It fails only if a log was started before, and this is the only place that starts one.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    }
+}

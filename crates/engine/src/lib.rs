@@ -1,1 +1,44 @@
-//! engine
+//! The library and the only API boundary: [`Engine`], [`Session`], answers and errors.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), engine::Error> {
+//! let engine = engine::Engine::open("memory:", engine::EngineOptions::default()).await?;
+//! let session = engine.session();
+//! session.execute("CREATE TABLE docs (id BIGINT, emb VECTOR(2))").await?;
+//! session.execute("INSERT INTO docs VALUES (1, '[1, 0]'), (2, '[0, 1]')").await?;
+//! let search = session.prepare("SELECT id FROM docs ORDER BY emb <=> $1 LIMIT 1").await?;
+//! let nearest = search.run(&[engine::vector([0.9, 0.1])]).await?.collect().await?;
+//! assert_eq!(nearest[0].num_rows(), 1);
+//! # Ok(()) }
+//! ```
+
+mod answer;
+mod catalog_tables;
+mod copy;
+mod definition;
+mod engine;
+mod error;
+mod explain;
+mod files;
+mod import;
+mod insert;
+mod npy;
+mod prepared;
+mod resolver;
+mod session;
+mod session_settings;
+pub mod text;
+mod vectorize;
+
+pub use answer::{Answer, Done, Progress, Rows};
+pub use arrow;
+pub use datafusion::common::ScalarValue;
+pub use engine::{Engine, EngineOptions};
+pub use error::{Error, ErrorKind};
+pub use files::Format;
+pub use import::{ImportMode, ImportOptions};
+pub use prepared::{Prepared, vector};
+pub use session::{Session, Statement, TableWords, Vocabulary};
+
+/// The result of everything here.
+pub type Result<T> = std::result::Result<T, Error>;

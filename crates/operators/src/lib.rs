@@ -1,1 +1,19 @@
-//! operators
+//! How is it run? One file per physical operator, and the table provider over a storage snapshot.
+//! Nothing here parses SQL.
+
+pub mod insert;
+pub mod physical;
+pub mod scan;
+pub mod table;
+pub mod vector_search;
+
+use datafusion::error::DataFusionError;
+use storage::StorageError;
+
+/// A storage error on its way through DataFusion; the errors of our own plans come back as they were.
+fn external(error: StorageError) -> DataFusionError {
+    match error {
+        StorageError::Input(inner) => *inner,
+        error => DataFusionError::External(Box::new(error)),
+    }
+}

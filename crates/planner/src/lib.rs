@@ -1,1 +1,196 @@
-//! planner
+//! What does this SQL mean? Dialect, statements, relations, logical nodes, functions and rules.
+//!
+//! A text goes through `tokens` (our spellings), `statement` (parsing), `rewrite` (casts, refused clauses) and
+//! [`Planner`] (names, types) to a logical plan; `rules` then find the searches in it. Nothing here opens a table:
+//! names are resolved by a [`TableResolver`] that the caller brings.
+
+pub mod dialect;
+pub mod functions;
+pub mod relation;
+pub mod resolve;
+pub mod rewrite;
+pub mod rules;
+pub mod settings;
+pub mod statement;
+pub mod tokens;
+pub mod vector_operators;
+pub mod vector_search;
+pub mod vector_type;
+pub mod vectors;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
+use datafusion::common::{ScalarValue, plan_err};
+use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::error::Result;
+use datafusion::execution::SessionState;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{Expr, LogicalPlan, TableSource};
+use datafusion::optimizer::Optimizer;
+use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
+use datafusion::sql::sqlparser::ast::{self, ObjectName};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use resolve::{Context, RelationName, Resolved, TableResolver};
+use statement::StatementKind;
+
+/// How deep views may name views.
+const VIEW_DEPTH_MAX: usize = 16;
+
+/// Adds our functions, operators, relations and rules to a session state under construction.
+pub fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
+    let mut state = builder.with_default_features();
+    for function in functions::scalar_functions() {
+        state.scalar_functions().get_or_insert_default().push(function);
+    }
+    for function in functions::aggregate_functions() {
+        state.aggregate_functions().get_or_insert_default().push(function);
+    }
+    // Ours go first: the first planner that knows an operator wins.
+    let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> = vec![Arc::new(vector_operators::VectorOperators)];
+    planners.extend(state.expr_planners().take().unwrap_or_default());
+    let mut rules = Optimizer::new().rules;
+    rules.push(Arc::new(rules::fetch_less::FetchLess));
+    state
+        .with_expr_planners(planners)
+        .with_relation_planners(vec![Arc::new(relation::Relations)])
+        .with_analyzer_rule(Arc::new(rules::find_search::FindSearch))
+        .with_optimizer_rules(rules)
+}
+
+/// How SQL text becomes expressions: names fold to lower case, texts stay texts, numbers with a point are DOUBLE.
+pub fn parser_options() -> ParserOptions {
+    ParserOptions::new()
+        .with_enable_ident_normalization(true)
+        .with_map_string_types_to_utf8view(false)
+        .with_collect_spans(true)
+}
+
+/// Plans statements of one session. One planner serves one statement, so that each table is one snapshot in it.
+#[derive(Debug)]
+pub struct Planner<'a> {
+    /// The session's functions and options.
+    pub state: &'a SessionState,
+    /// Finds tables.
+    pub resolver: &'a dyn TableResolver,
+}
+
+impl Planner<'_> {
+    /// Plans a query. `parameters`: the values of `$1`, `$2`, …; none to leave the parameters in the plan.
+    ///
+    /// # Errors
+    /// Unknown names, types that do not fit, clauses that are not supported, a parameter without a value.
+    pub async fn query(&self, query: ast::Query, parameters: &[ScalarValue]) -> Result<LogicalPlan> {
+        let types = parameters.iter().map(|value| Some(Arc::new(Field::new("", value.data_type(), true)))).collect();
+        let plan = self.plan(ast::Statement::Query(Box::new(query)), types, 0).await?;
+        if parameters.is_empty() {
+            return Ok(plan);
+        }
+        plan.with_param_values(parameters.to_vec())
+    }
+
+    /// The columns of a CREATE TABLE: types, vector types among them, and NOT NULL.
+    ///
+    /// # Errors
+    /// A type that does not exist, a name that is there twice.
+    pub fn columns(&self, columns: &[ast::ColumnDef]) -> Result<Schema> {
+        let context = Context { state: self.state, tables: HashMap::new(), known: BTreeSet::new() };
+        let planner = SqlToRel::new_with_options(&context, parser_options());
+        // Constraints and defaults are the caller's: only types and NOT NULL are read here.
+        let plain = |column: &ast::ColumnDef| {
+            let options = column.options.iter().filter(|option| matches!(option.option, ast::ColumnOption::Null | ast::ColumnOption::NotNull));
+            ast::ColumnDef { options: options.cloned().collect(), ..column.clone() }
+        };
+        let schema = planner.build_schema(columns.iter().map(plain).collect())?;
+        let mut fields: Vec<Field> = Vec::with_capacity(columns.len());
+        for (column, field) in columns.iter().zip(schema.fields()) {
+            if fields.iter().any(|other| other.name() == field.name()) {
+                return plan_err!("column \"{}\" is there twice", field.name());
+            }
+            fields.push(match vector_type::VectorType::of_sql(&column.data_type)? {
+                Some(vector) => vector.field(field.name(), field.is_nullable()),
+                None => field.as_ref().clone(),
+            });
+        }
+        Ok(Schema::new(fields))
+    }
+
+    /// Plans one expression that stands alone, such as the default of a column: no table is in scope.
+    ///
+    /// # Errors
+    /// Columns, unknown functions, types that do not fit.
+    pub fn expression(&self, mut expr: ast::Expr) -> Result<Expr> {
+        rewrite::rewrite(&mut expr)?;
+        let context = Context { state: self.state, tables: HashMap::new(), known: BTreeSet::new() };
+        let planner = SqlToRel::new_with_options(&context, parser_options());
+        let empty = datafusion::common::DFSchema::empty();
+        planner.sql_to_expr(expr, &empty, &mut PlannerContext::new())
+    }
+
+    fn plan(&self, mut statement: ast::Statement, parameters: Vec<Option<FieldRef>>, depth: usize) -> BoxFuture<'_, Result<LogicalPlan>> {
+        async move {
+            rewrite::rewrite(&mut statement)?;
+            let names = resolve::referenced(&statement);
+            let tables = self.resolve(names, depth).await?;
+            let known = self.resolver.names().await?.into_iter().collect();
+            let context = Context { state: self.state, tables, known };
+            let mut planning = PlannerContext::new().with_prepare_param_data_types(parameters);
+            SqlToRel::new_with_options(&context, parser_options()).sql_statement_to_plan_with_context(statement, &mut planning)
+        }
+        .boxed()
+    }
+
+    /// The sources of all names that stand for a table; the others are left to the planner, which knows whether
+    /// they are names of CTEs.
+    async fn resolve(&self, names: Vec<ObjectName>, depth: usize) -> Result<HashMap<RelationName, Arc<dyn TableSource>>> {
+        let mut tables = HashMap::new();
+        for name in names {
+            let Ok(name) = RelationName::of_sql(&name) else { continue };
+            let source = match self.resolver.resolve(&name).await? {
+                Some(Resolved::Table(table)) => provider_as_source(table),
+                Some(Resolved::View(sql)) => provider_as_source(Arc::new(self.view(&name, &sql, depth).await?)),
+                None => continue,
+            };
+            tables.insert(name, source);
+        }
+        Ok(tables)
+    }
+
+    async fn view(&self, name: &RelationName, sql: &str, depth: usize) -> Result<ViewTable> {
+        if depth >= VIEW_DEPTH_MAX {
+            return plan_err!("view {name} names views more than {VIEW_DEPTH_MAX} deep; does it name itself?");
+        }
+        let mut statements = statement::parse(sql)?;
+        let query = match (statements.pop().map(|statement| statement.kind), statements.is_empty()) {
+            (Some(StatementKind::Sql(statement)), true) => *statement,
+            _ => return plan_err!("the text of view {name} is not one query: {sql}"),
+        };
+        let plan = self.plan(query, vec![], depth + 1).await?;
+        Ok(ViewTable::new(plan, Some(sql.to_owned())))
+    }
+}
+
+/// A value of one type brought to a column's type: vectors through [`functions::convert::to_vector`], the rest by CAST.
+///
+/// # Errors
+/// A type that no cast brings to the column's.
+pub fn convert_to(value: Expr, data_type: &DataType, field: &Field) -> Result<Expr> {
+    if let Some(vector) = vector_type::VectorType::of_field(field) {
+        if !vectors::may_be_vector(data_type) {
+            let own = vector_type::sql_type_name(&Field::new("", data_type.clone(), true));
+            return plan_err!("column {} is a {vector}, which a value of type {own} does not fit", field.name());
+        }
+        return Ok(functions::convert::to_vector(value, vector));
+    }
+    if data_type == field.data_type() {
+        return Ok(value);
+    }
+    if !arrow::compute::can_cast_types(data_type, field.data_type()) {
+        let own = vector_type::sql_type_name(&Field::new("", data_type.clone(), true));
+        return plan_err!("column {} is a {}, which a value of type {own} does not fit", field.name(), vector_type::sql_type_name(field));
+    }
+    Ok(datafusion::logical_expr::cast(value, field.data_type().clone()))
+}

@@ -1,0 +1,144 @@
+//! From the command line to the work: opens the database and runs the shell, the given statements, or an import.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use engine::{Engine, EngineOptions};
+use tokio::runtime::Runtime;
+
+use crate::args::{Args, Command, Global, Script};
+use crate::console::{Console, Outcome, Output};
+use crate::print::{Format, PrintOptions};
+use crate::report::Report;
+use crate::shell::{self, Shell};
+use crate::{import, progress};
+
+/// Does what the command line asks for; errors are shown here.
+pub fn run(mut args: Args, runtime: &Runtime) -> Outcome {
+    let error_color = args.global.color.colors(std::io::stderr().is_terminal());
+    if args.command.is_none() && args.scripts.is_empty() && !std::io::stdin().is_terminal() {
+        args.scripts.push(Script::StandardInput);
+    }
+    let output = Output::stdout();
+    if args.statements.format == Format::Arrow && output.is_terminal() {
+        let message = "an Arrow stream is not for the eye: send it to a file or a program (sagitta … > answer.arrows)";
+        show(message.to_owned(), None, error_color);
+        return Outcome::Failed;
+    }
+    let is_shell = args.command.is_none() && args.scripts.is_empty();
+    let shell = match is_shell.then(|| Shell::new(args.global.color)).transpose() {
+        Ok(shell) => shell,
+        Err(error) => return shell::give_up(&error, error_color),
+    };
+    let opened = runtime.block_on(open(&args.global));
+    let engine = match opened {
+        Some(Ok(engine)) => engine,
+        Some(Err(error)) => {
+            eprint!("{}", Report::of(&error, None).render(error_color));
+            return Outcome::Failed;
+        }
+        None => return Outcome::Interrupted,
+    };
+    let console = Console {
+        session: engine.session(),
+        print: PrintOptions {
+            format: args.statements.format,
+            column_width_max: Some(args.statements.max_column_width).filter(|columns| *columns > 0),
+            color: args.global.color.colors(output.is_terminal()),
+        },
+        output,
+        error_color,
+        progress: !args.global.no_progress && progress::is_possible(),
+        quiet: args.global.quiet,
+        timing: false,
+        echo: args.statements.echo,
+        has_echoed: false,
+        catalog_changed: false,
+    };
+    match (args.command, shell) {
+        (Some(Command::Import(import)), _) => runtime.block_on(import::run(import, console)),
+        (None, Some(shell)) => shell.run(&engine, console, runtime),
+        (None, None) => runtime.block_on(run_scripts(args.scripts, console, engine.location())),
+    }
+}
+
+/// Opens the database; nothing if the user interrupts it.
+async fn open(global: &Global) -> Option<Result<Engine, engine::Error>> {
+    let options = EngineOptions {
+        storage_options: global.storage_options.clone(),
+        memory_limit_bytes: global.memory_limit,
+        threads: global.threads,
+        create: true,
+    };
+    let location = global.data.clone();
+    // A task of its own, because opening may recurse and a worker has the larger stack.
+    let opening = tokio::spawn(async move { Engine::open(&location, options).await });
+    tokio::select! {
+        opened = opening => Some(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))),
+        _ = tokio::signal::ctrl_c() => None,
+    }
+}
+
+async fn run_scripts(scripts: Vec<Script>, mut console: Console, location: &str) -> Outcome {
+    for script in scripts {
+        let outcome = match script {
+            Script::Command(text) => run_command(&text, &mut console, location).await,
+            Script::File(path) => run_file(&path, &mut console).await,
+            Script::StandardInput => match read_standard_input().await {
+                Some(Ok(text)) => console.run_sql(&text, None).await,
+                Some(Err(error)) => {
+                    show(format!("cannot read standard input: {error}"), None, console.error_color);
+                    Outcome::Failed
+                }
+                None => Outcome::Interrupted,
+            },
+        };
+        if outcome != Outcome::Done {
+            return outcome;
+        }
+    }
+    Outcome::Done
+}
+
+async fn run_command(text: &str, console: &mut Console, location: &str) -> Outcome {
+    if text.trim_start().starts_with('\\') {
+        return match shell::meta::run(text, console, location).await {
+            shell::meta::Next::Go(outcome) => outcome,
+            shell::meta::Next::Quit => Outcome::Done,
+        };
+    }
+    console.run_sql(text, None).await
+}
+
+/// Runs the statements of a file.
+pub async fn run_file(path: &Path, console: &mut Console) -> Outcome {
+    let name = path.display().to_string();
+    let message = match std::fs::read(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => return console.run_sql(text.trim_start_matches('\u{feff}'), Some(&name)).await,
+            Err(error) => {
+                let place = error.utf8_error().valid_up_to();
+                format!("{name} is no text in UTF-8: byte {place} fits nothing; save it as UTF-8")
+            }
+        },
+        Err(error) => format!("cannot read {name}: {error}"),
+    };
+    show(message, None, console.error_color);
+    Outcome::Failed
+}
+
+/// Reads all of standard input; nothing if the user interrupts it.
+async fn read_standard_input() -> Option<std::io::Result<String>> {
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    });
+    tokio::select! {
+        read = reading => Some(read.unwrap_or_else(|error| Err(std::io::Error::other(error)))),
+        _ = tokio::signal::ctrl_c() => None,
+    }
+}
+
+fn show(message: String, hint: Option<String>, color: bool) {
+    eprint!("{}", Report { message, hint, ..Report::default() }.render(color));
+}

@@ -1,0 +1,188 @@
+//! `information_schema` and `system`: the catalog as tables.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::{Field, Schema};
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::error::DataFusionError;
+use planner::resolve::{CATALOG, RelationName};
+use planner::vector_type::sql_type_name;
+use storage::{Relation, TableName};
+
+use crate::resolver::StatementTables;
+use crate::{Result, Session, session_settings};
+
+const INFORMATION: &str = "information_schema";
+const SYSTEM: &str = "system";
+const INFORMATION_TABLES: &[&str] = &["schemata", "tables", "columns", "views"];
+const SYSTEM_TABLES: &[&str] = &["settings", "tables"];
+
+/// The names of all tables here.
+pub(crate) fn names() -> impl Iterator<Item = RelationName> {
+    let name = |schema: &str, table: &str| RelationName { schema: schema.to_owned(), table: table.to_owned() };
+    let information = INFORMATION_TABLES.iter().map(move |table| name(INFORMATION, table));
+    information.chain(SYSTEM_TABLES.iter().map(move |table| name(SYSTEM, table)))
+}
+
+/// The table of a name, `None` if it is none of these.
+pub(crate) async fn table(session: &Session, tables: &StatementTables, name: &RelationName) -> Result<Option<Arc<dyn TableProvider>>> {
+    let batch = match (name.schema.as_str(), name.table.as_str()) {
+        (INFORMATION, "schemata") => schemata(tables).await?,
+        (INFORMATION, "tables") => information_tables(tables).await?,
+        (INFORMATION, "columns") => columns(tables).await?,
+        (INFORMATION, "views") => views(tables).await?,
+        (SYSTEM, "settings") => settings(session)?,
+        (SYSTEM, "tables") => system_tables(session, tables).await?,
+        _ => return Ok(None),
+    };
+    let table = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
+    Ok(Some(Arc::new(table)))
+}
+
+fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
+    let fields: Vec<Field> = columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
+    let arrays = columns.into_iter().map(|(_, array)| array).collect();
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(DataFusionError::from)?)
+}
+
+fn texts<T: Into<Option<String>>>(values: impl IntoIterator<Item = T>) -> ArrayRef {
+    Arc::new(StringArray::from_iter(values.into_iter().map(Into::into)))
+}
+
+fn constant(value: &str, rows: usize) -> ArrayRef {
+    texts(std::iter::repeat_n(value.to_owned(), rows))
+}
+
+async fn schemata(tables: &StatementTables) -> Result<RecordBatch> {
+    let mut names: Vec<String> = tables.catalog().await?.schemas.keys().cloned().collect();
+    names.extend([INFORMATION.to_owned(), SYSTEM.to_owned()]);
+    names.sort();
+    batch(vec![("catalog_name", constant(CATALOG, names.len())), ("schema_name", texts(names))])
+}
+
+/// Every relation with its kind in the words of the SQL standard.
+async fn relations(tables: &StatementTables) -> Result<Vec<(RelationName, &'static str)>> {
+    let mut all = vec![];
+    for (schema, entry) in &tables.catalog().await?.schemas {
+        for (table, relation) in &entry.relations {
+            let kind = match relation {
+                Relation::Table(_) => "BASE TABLE",
+                Relation::External(_) => "FOREIGN",
+                Relation::View(_) => "VIEW",
+            };
+            all.push((RelationName { schema: schema.clone(), table: table.clone() }, kind));
+        }
+    }
+    all.extend(names().map(|name| (name, "SYSTEM VIEW")));
+    all.sort();
+    Ok(all)
+}
+
+async fn information_tables(tables: &StatementTables) -> Result<RecordBatch> {
+    let all = relations(tables).await?;
+    batch(vec![
+        ("table_catalog", constant(CATALOG, all.len())),
+        ("table_schema", texts(all.iter().map(|(name, _)| name.schema.clone()))),
+        ("table_name", texts(all.iter().map(|(name, _)| name.table.clone()))),
+        ("table_type", texts(all.iter().map(|(_, kind)| (*kind).to_owned()))),
+    ])
+}
+
+async fn views(tables: &StatementTables) -> Result<RecordBatch> {
+    let catalog = tables.catalog().await?;
+    let mut all = vec![];
+    for (schema, entry) in &catalog.schemas {
+        for (table, relation) in &entry.relations {
+            if let Relation::View(view) = relation {
+                all.push((schema.clone(), table.clone(), view.sql.clone()));
+            }
+        }
+    }
+    batch(vec![
+        ("table_catalog", constant(CATALOG, all.len())),
+        ("table_schema", texts(all.iter().map(|row| row.0.clone()))),
+        ("table_name", texts(all.iter().map(|row| row.1.clone()))),
+        ("view_definition", texts(all.iter().map(|row| row.2.clone()))),
+    ])
+}
+
+/// One column of one table.
+struct ColumnRow {
+    relation: RelationName,
+    position: i64,
+    name: String,
+    data_type: String,
+    is_nullable: bool,
+    default: Option<String>,
+}
+
+async fn columns(tables: &StatementTables) -> Result<RecordBatch> {
+    let catalog = tables.catalog().await?;
+    let mut rows: Vec<ColumnRow> = vec![];
+    for (relation, kind) in relations(tables).await? {
+        if kind == "SYSTEM VIEW" {
+            continue;
+        }
+        // A file that is gone takes its table's columns with it, not everybody's.
+        let Ok(Some(fields)) = Box::pin(tables.fields(&relation)).await else { continue };
+        let defaults = match catalog.relation(&TableName::new(&relation.schema, &relation.table)) {
+            Some(Relation::Table(entry)) => entry.defaults.clone(),
+            _ => Default::default(),
+        };
+        rows.extend(fields.iter().zip(1..).map(|(field, position)| ColumnRow {
+            relation: relation.clone(),
+            position,
+            name: field.name().clone(),
+            data_type: sql_type_name(field),
+            is_nullable: field.is_nullable(),
+            default: defaults.get(field.name()).cloned(),
+        }));
+    }
+    batch(vec![
+        ("table_catalog", constant(CATALOG, rows.len())),
+        ("table_schema", texts(rows.iter().map(|row| row.relation.schema.clone()))),
+        ("table_name", texts(rows.iter().map(|row| row.relation.table.clone()))),
+        ("column_name", texts(rows.iter().map(|row| row.name.clone()))),
+        ("ordinal_position", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.position)))),
+        ("column_default", texts(rows.iter().map(|row| row.default.clone()))),
+        ("is_nullable", texts(rows.iter().map(|row| if row.is_nullable { "YES" } else { "NO" }.to_owned()))),
+        ("data_type", texts(rows.iter().map(|row| row.data_type.clone()))),
+    ])
+}
+
+fn settings(session: &Session) -> Result<RecordBatch> {
+    let rows = session_settings::described(&session.settings())?;
+    batch(vec![
+        ("name", texts(rows.iter().map(|row| row.0.clone()))),
+        ("value", texts(rows.iter().map(|row| row.1.clone()))),
+        ("description", texts(rows.iter().map(|row| row.2.to_owned()))),
+    ])
+}
+
+async fn system_tables(session: &Session, tables: &StatementTables) -> Result<RecordBatch> {
+    let database = session.engine().database();
+    let catalog = tables.catalog().await?;
+    let (mut names, mut versions, mut rows, mut bytes, mut locations, mut created) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    for (schema, entry) in &catalog.schemas {
+        for (table, relation) in &entry.relations {
+            let Relation::Table(entry) = relation else { continue };
+            let snapshot = database.snapshot(entry).await?;
+            names.push((schema.clone(), table.clone()));
+            versions.push(i64::try_from(snapshot.version()).ok());
+            rows.push(i64::try_from(snapshot.row_count()).ok());
+            bytes.push(snapshot.bytes().and_then(|bytes| i64::try_from(bytes).ok()));
+            locations.push(snapshot.location().to_owned());
+            created.push(Some(entry.created_at_us));
+        }
+    }
+    batch(vec![
+        ("table_schema", texts(names.iter().map(|name| name.0.clone()))),
+        ("table_name", texts(names.iter().map(|name| name.1.clone()))),
+        ("version", Arc::new(Int64Array::from(versions))),
+        ("rows", Arc::new(Int64Array::from(rows))),
+        ("bytes", Arc::new(Int64Array::from(bytes))),
+        ("created", Arc::new(TimestampMicrosecondArray::from(created))),
+        ("location", texts(locations)),
+    ])
+}

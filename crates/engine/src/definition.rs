@@ -1,0 +1,260 @@
+//! CREATE and DROP of schemas, tables and views. A clause that is not carried out is refused, by comparing the
+//! statement with one that has only the clauses that are.
+
+use std::collections::BTreeMap;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::logical_expr::ExprSchemable;
+use datafusion::sql::parser::CreateExternalTable;
+use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
+use datafusion::sql::sqlparser::ast::{self, ColumnDef, ColumnOption, CreateTable, CreateView, ObjectName, ObjectType, SchemaName};
+use planner::Planner;
+use planner::resolve::{RelationName, referenced};
+use storage::{CreateMode, DropSchema, ExternalTable, TableDefinition, TableName, ViewEntry};
+
+use crate::files::{self, Format};
+use crate::resolver::StatementTables;
+use crate::{Answer, Error, Result, ScalarValue, Session};
+
+const RESERVED_SCHEMAS: &[&str] = &["information_schema", "system"];
+
+/// The moment that a new entry of the catalog carries.
+pub(crate) fn now_us() -> i64 {
+    chrono::Utc::now().timestamp_micros()
+}
+
+/// A name that may be created.
+pub(crate) fn new_name(name: &ObjectName) -> Result<TableName> {
+    let name = RelationName::of_sql(name)?;
+    refuse_reserved(&name.schema)?;
+    Ok(TableName::new(&name.schema, &name.table))
+}
+
+fn refuse_reserved(schema: &str) -> Result<()> {
+    match RESERVED_SCHEMAS.contains(&schema) {
+        true => Err(Error::invalid(format!("the schema {schema} is the engine's own; choose another"))),
+        false => Ok(()),
+    }
+}
+
+/// What happens where the name is taken.
+pub(crate) fn mode(or_replace: bool, if_not_exists: bool) -> Result<CreateMode> {
+    match (or_replace, if_not_exists) {
+        (true, true) => Err(Error::invalid("OR REPLACE and IF NOT EXISTS contradict each other; write one of them")),
+        (true, false) => Ok(CreateMode::OrReplace),
+        (false, true) => Ok(CreateMode::IfNotExists),
+        (false, false) => Ok(CreateMode::ErrorIfExists),
+    }
+}
+
+impl Session {
+    pub(crate) async fn create_schema(&self, sql: &ast::Statement) -> Result<Answer> {
+        let ast::Statement::CreateSchema { schema_name: SchemaName::Simple(name), if_not_exists, with: None, options: None, default_collate_spec: None, clone: None } = sql
+        else {
+            return Err(Error::unsupported(format!("{sql} has clauses that are not supported; write CREATE SCHEMA [IF NOT EXISTS] name")));
+        };
+        let name = RelationName::of_sql(name)?.table;
+        refuse_reserved(&name)?;
+        self.engine().database().create_schema(&name, *if_not_exists).await?;
+        Ok(Answer::done("CREATE SCHEMA"))
+    }
+
+    pub(crate) async fn drop_relations(&self, sql: &ast::Statement) -> Result<Answer> {
+        let ast::Statement::Drop { object_type, if_exists, names, cascade, restrict: _, purge: false, temporary: false, table: None } = sql else {
+            return Err(Error::unsupported(format!("{sql} has clauses that are not supported; write DROP TABLE|VIEW|SCHEMA [IF EXISTS] name")));
+        };
+        let [name] = names.as_slice() else {
+            return Err(Error::unsupported("DROP takes one name: each statement is its own transaction"));
+        };
+        let database = self.engine().database();
+        match object_type {
+            ObjectType::Schema => {
+                let name = RelationName::of_sql(name)?.table;
+                refuse_reserved(&name)?;
+                database.drop_schema(&name, DropSchema { if_exists: *if_exists, cascade: *cascade }).await?;
+                Ok(Answer::done("DROP SCHEMA"))
+            }
+            ObjectType::Table | ObjectType::View if *cascade => {
+                Err(Error::unsupported("CASCADE on a table or view is not supported; drop the views that read it by their names"))
+            }
+            ObjectType::Table => {
+                database.drop_table(&new_name(name)?, *if_exists).await?;
+                Ok(Answer::done("DROP TABLE"))
+            }
+            ObjectType::View => {
+                database.drop_view(&new_name(name)?, *if_exists).await?;
+                Ok(Answer::done("DROP VIEW"))
+            }
+            other => Err(Error::unsupported(format!("DROP {other} is not supported; there are DROP TABLE, DROP VIEW and DROP SCHEMA"))),
+        }
+    }
+
+    pub(crate) async fn create_table(&self, create: &CreateTable, parameters: &[ScalarValue]) -> Result<Answer> {
+        refuse_other_clauses(create)?;
+        let name = new_name(&create.name)?;
+        let mode = mode(create.or_replace, create.if_not_exists)?;
+        if let Some(query) = &create.query {
+            if !create.columns.is_empty() {
+                return Err(Error::unsupported("a list of columns before AS is not supported; name and cast the columns in the SELECT"));
+            }
+            return self.create_table_as(&name, mode, query, parameters).await;
+        }
+        if create.columns.is_empty() {
+            return Err(Error::invalid(format!("table \"{name}\" needs columns: CREATE TABLE {name} (id BIGINT, emb VECTOR(384))")));
+        }
+        let definition = self.definition(&create.columns)?;
+        self.engine().database().create_table(&name, definition, mode).await?;
+        Ok(Answer::done("CREATE TABLE"))
+    }
+
+    /// Schema and defaults from the columns of a CREATE TABLE.
+    fn definition(&self, columns: &[ColumnDef]) -> Result<TableDefinition> {
+        let state = self.state();
+        let tables = StatementTables::new(self.clone(), state.clone());
+        let planner = Planner { state: &state, resolver: &tables };
+        for column in columns {
+            column.options.iter().try_for_each(|option| check_option(column, &option.option))?;
+        }
+        let schema = planner.columns(columns)?;
+        let mut defaults = BTreeMap::new();
+        for (column, field) in columns.iter().zip(schema.fields()) {
+            let default = column.options.iter().find_map(|option| match &option.option {
+                ColumnOption::Default(expr) => Some(expr),
+                _ => None,
+            });
+            let Some(default) = default else { continue };
+            let planned = planner.expression(default.clone())?;
+            let empty = datafusion::common::DFSchema::empty();
+            let data_type = planned.get_type(&empty)?;
+            if !planner::convert_to(planned, &data_type, field).is_ok() {
+                return Err(Error::invalid(format!("the default {default} of column {} does not fit its type {}", field.name(), column.data_type)));
+            }
+            defaults.insert(field.name().clone(), default.to_string());
+        }
+        Ok(TableDefinition { schema: storage::storable_schema(&schema)?, defaults, now_us: now_us() })
+    }
+
+    async fn create_table_as(&self, name: &TableName, mode: CreateMode, query: &ast::Query, parameters: &[ScalarValue]) -> Result<Answer> {
+        if mode == CreateMode::IfNotExists && self.engine().database().catalog().await?.relation(name).is_some() {
+            return Ok(Answer::done("CREATE TABLE"));
+        }
+        let (plan, state) = self.plan_query(query, parameters).await?;
+        let physical = state.create_physical_plan(&plan).await?;
+        let source = || {
+            let plan = std::sync::Arc::clone(&physical);
+            let plan = datafusion::physical_plan::execution_plan::reset_plan_states(plan)?;
+            datafusion::physical_plan::execute_stream(plan, state.task_ctx())
+        };
+        let written = self.create_from(name, mode, source, None).await?;
+        Ok(written.map_or_else(|| Answer::done("CREATE TABLE"), |rows| Answer::wrote("CREATE TABLE", rows)))
+    }
+
+    pub(crate) async fn create_view(&self, create: &CreateView) -> Result<Answer> {
+        if create.materialized || create.temporary || create.secure || create.or_alter || !create.cluster_by.is_empty()
+            || create.comment.is_some() || create.with_no_schema_binding || create.copy_grants || create.to.is_some()
+            || create.params.is_some() || create.options != ast::CreateTableOptions::None
+        {
+            return Err(Error::unsupported("the clauses of this view are not supported; write CREATE [OR REPLACE] VIEW [IF NOT EXISTS] name [(columns)] AS SELECT …"));
+        }
+        let name = new_name(&create.name)?;
+        let columns: Vec<String> = create.columns.iter().map(|column| column.name.to_string()).collect();
+        let sql = if columns.is_empty() {
+            create.query.to_string()
+        } else {
+            format!("SELECT * FROM ({}) AS v ({})", create.query, columns.join(", "))
+        };
+        let itself = |other: &ObjectName| RelationName::of_sql(other).is_ok_and(|other| other.schema == name.schema && other.table == name.table);
+        if referenced(create.query.as_ref()).iter().any(itself) {
+            return Err(Error::invalid(format!("view \"{name}\" names itself")));
+        }
+        // Planned now, so that a view that cannot be read is not made.
+        self.execute_plan_only(&sql).await?;
+        let view = ViewEntry { sql, created_at_us: now_us() };
+        self.engine().database().create_view(&name, view, mode(create.or_replace, create.if_not_exists)?).await?;
+        Ok(Answer::done("CREATE VIEW"))
+    }
+
+    async fn execute_plan_only(&self, sql: &str) -> Result<()> {
+        let mut statements = planner::statement::parse(sql)?;
+        match statements.pop().map(|statement| statement.kind) {
+            Some(planner::statement::StatementKind::Sql(statement)) => match *statement {
+                ast::Statement::Query(query) => self.plan_query(&query, &[]).await.map(|_| ()),
+                other => Err(Error::invalid(format!("{other} is no query"))),
+            },
+            _ => Err(Error::invalid(format!("{sql} is no query"))),
+        }
+    }
+
+    pub(crate) async fn create_external(&self, create: &CreateExternalTable) -> Result<Answer> {
+        if create.temporary || create.unbounded || !create.constraints.is_empty() || !create.order_exprs.is_empty() || !create.table_partition_cols.is_empty() {
+            return Err(Error::unsupported(
+                "TEMPORARY, UNBOUNDED, constraints, WITH ORDER and PARTITIONED BY of external tables are not supported; write CREATE EXTERNAL TABLE name STORED AS format LOCATION '…'",
+            ));
+        }
+        let name = new_name(&create.name)?;
+        let mode = mode(create.or_replace, create.if_not_exists)?;
+        let format = Format::parse(&create.file_type)?;
+        let options: Vec<(String, String)> = create.options.iter().map(|(key, value)| Ok((files::option_key(key), files::option_text(value)?))).collect::<Result<_>>()?;
+        let state = self.state();
+        let location = files::absolute(&create.location)?;
+        let given = self.given_schema(create)?;
+        // Opened once now: a location that cannot be read is an error of this statement.
+        let table = files::table(self, &state, std::slice::from_ref(&location), Some(format), &options, given).await?;
+        let schema = (format != Format::Lance).then(|| table.schema());
+        let external = ExternalTable { format: format.name().to_owned(), location, options, schema, created_at_us: now_us() };
+        self.engine().database().create_external(&name, external, mode).await?;
+        Ok(Answer::done("CREATE EXTERNAL TABLE"))
+    }
+
+    fn given_schema(&self, create: &CreateExternalTable) -> Result<Option<SchemaRef>> {
+        if create.columns.is_empty() {
+            return Ok(None);
+        }
+        for column in &create.columns {
+            if let Some(option) = column.options.iter().find(|option| !matches!(option.option, ColumnOption::Null | ColumnOption::NotNull)) {
+                return Err(Error::unsupported(format!("{option} on a column of an external table is not supported")));
+            }
+        }
+        let state = self.state();
+        let tables = StatementTables::new(self.clone(), state.clone());
+        Ok(Some(std::sync::Arc::new(Planner { state: &state, resolver: &tables }.columns(&create.columns)?)))
+    }
+}
+
+fn check_option(column: &ColumnDef, option: &ColumnOption) -> Result<()> {
+    match option {
+        ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_) => Ok(()),
+        ColumnOption::PrimaryKey(_) => Err(no_primary_key()),
+        other => Err(Error::unsupported(format!("{other} on column {} is not supported; a column has NOT NULL and DEFAULT", column.name))),
+    }
+}
+
+fn no_primary_key() -> Error {
+    Error::unsupported("PRIMARY KEY is not built yet, and a key that is not enforced would be worse than none; leave it out")
+}
+
+/// # Errors
+/// Any clause beyond `CREATE [OR REPLACE] TABLE [IF NOT EXISTS] name (columns)` and `AS SELECT`.
+fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
+    if create.constraints.iter().any(|constraint| matches!(constraint, ast::TableConstraint::PrimaryKey(_))) {
+        return Err(no_primary_key());
+    }
+    if let Some(constraint) = create.constraints.first() {
+        return Err(Error::unsupported(format!("the constraint {constraint} is not supported; a column has NOT NULL and DEFAULT")));
+    }
+    let plain = CreateTableBuilder::new(create.name.clone())
+        .or_replace(create.or_replace)
+        .if_not_exists(create.if_not_exists)
+        .columns(create.columns.clone())
+        .hive_formats(create.hive_formats.clone())
+        .query(create.query.clone())
+        .build();
+    let (given, plain) = (create.to_string(), plain.to_string());
+    if given != plain {
+        return Err(Error::unsupported(format!(
+            "a clause of this CREATE TABLE is not supported; write CREATE [OR REPLACE] TABLE [IF NOT EXISTS] {} (column type [NOT NULL] [DEFAULT value], …) or AS SELECT …",
+            create.name
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Loading files into tables: behind `sagitta import`, `COPY … FROM` and the API.
+
+use std::sync::Arc;
+
+use datafusion::logical_expr::LogicalPlanBuilder;
+use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::execution_plan::reset_plan_states;
+use futures::FutureExt;
+use planner::resolve::{RelationName, Resolved, TableResolver};
+use storage::{CreateMode, Relation};
+
+use crate::definition::new_name;
+use crate::files::{self, Format};
+use crate::insert::{by_name, run_insert, scan_of, to_table};
+use crate::resolver::StatementTables;
+use crate::{Error, ErrorKind, Progress, Result, Session};
+
+/// What is done with the table's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImportMode {
+    /// The table is made; it is an error if there is one.
+    Create,
+    /// The rows are added to the table; it is an error if there is none.
+    Append,
+    /// The table is made, or the rows are added.
+    CreateOrAppend,
+    /// The table is made, and takes the place of one that was there.
+    Replace,
+}
+
+/// What to load, and where to.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// Files, globs, folders or URLs, all of one format.
+    pub sources: Vec<String>,
+    /// The table's name as in SQL.
+    pub table: String,
+    /// The format; told from the sources' names if absent.
+    pub format: Option<Format>,
+    /// What is done with the table's name.
+    pub mode: ImportMode,
+}
+
+impl Session {
+    /// Loads files into a table: all rows or none. Float lists whose length is constant over the whole input become
+    /// vectors in a new table; in an old one, columns are matched by name. Returns the number of rows.
+    ///
+    /// # Errors
+    /// Files that cannot be read, a table that is there or is not, rows that do not fit. Nothing is changed then.
+    pub async fn import(&self, options: ImportOptions, progress: Arc<Progress>) -> Result<u64> {
+        // Boxed: a caller's own futures would else hold the types of the whole load.
+        self.load(options, progress).boxed().await
+    }
+
+    async fn load(&self, options: ImportOptions, progress: Arc<Progress>) -> Result<u64> {
+        let name = planner::relation::parse_name(&options.table)?;
+        let target = new_name(&name)?;
+        let relation = RelationName::of_sql(&name)?;
+        let state = self.state();
+        let source = files::table(self, &state, &options.sources, options.format, &[], None).await?;
+        if let Some(bytes) = local_bytes(&options.sources) {
+            progress.expect_bytes(bytes);
+        }
+        let exists = matches!(self.engine().database().catalog().await?.relation(&target), Some(Relation::Table(_)));
+        let mode = match (options.mode, exists) {
+            (ImportMode::Append, _) | (ImportMode::CreateOrAppend, true) => {
+                return self.append_from(&relation, source, &[], &progress).await;
+            }
+            (ImportMode::Create | ImportMode::CreateOrAppend, _) => CreateMode::ErrorIfExists,
+            (ImportMode::Replace, _) => CreateMode::OrReplace,
+        };
+        let plan = scan_of(source)?;
+        let physical = state.create_physical_plan(&plan).await?;
+        let physical: Arc<dyn datafusion::physical_plan::ExecutionPlan> = match physical.properties().output_partitioning().partition_count() {
+            1 => physical,
+            // Rows keep the order of the files.
+            _ => Arc::new(datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec::new(physical)),
+        };
+        let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, state.task_ctx());
+        let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
+        let written = self.create_from(&target, mode, source, Some(report)).await?;
+        written.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("table \"{relation}\" is there already")))
+    }
+
+    /// Adds the rows of files to a table. `columns`: the table's columns that the files' columns go to, in order;
+    /// by name if empty.
+    pub(crate) async fn append_from(
+        &self,
+        name: &RelationName,
+        source: Arc<dyn datafusion::catalog::TableProvider>,
+        columns: &[String],
+        progress: &Progress,
+    ) -> Result<u64> {
+        let state = self.state();
+        let tables = StatementTables::new(self.clone(), state.clone());
+        let (_, entry) = tables.entry(name).await?;
+        let Some(Resolved::Table(table)) = tables.resolve(name).await? else {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")));
+        };
+        let fields = table.schema().fields().to_vec();
+        let plan = scan_of(source)?;
+        let own: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let vector_columns: Vec<usize> = (0..fields.len()).filter(|at| planner::vector_type::VectorType::of_field(&fields[*at]).is_some()).collect();
+        let targets = match (columns.is_empty(), own.as_slice(), vector_columns.as_slice()) {
+            // A matrix has no names: it is the vector column.
+            (true, [_], [at]) if own[0] == "vector" && by_name(&own, name, &fields).is_err() => vec![*at],
+            (true, ..) => by_name(&own, name, &fields)?,
+            (false, ..) => by_name(columns, name, &fields)?,
+        };
+        let input = to_table(plan, &targets, &fields, &entry, &tables)?;
+        let target = datafusion::datasource::provider_as_source(table);
+        let reference = datafusion::common::TableReference::partial(name.schema.clone(), name.table.clone());
+        let plan = LogicalPlanBuilder::insert_into(input, reference, target, datafusion::logical_expr::dml::InsertOp::Append)?.build()?;
+        let rows = run_insert(&plan, &state).await?;
+        progress.report(rows, 0);
+        Ok(rows)
+    }
+}
+
+/// The bytes of local sources; `None` if some are elsewhere.
+fn local_bytes(sources: &[String]) -> Option<u64> {
+    let mut bytes = 0;
+    for source in sources {
+        let format = Format::of_path(source).unwrap_or(Format::Parquet);
+        for file in files::expand(std::slice::from_ref(source), format).ok()? {
+            bytes += std::fs::metadata(file).ok()?.len();
+        }
+    }
+    Some(bytes)
+}

@@ -1,0 +1,182 @@
+//! INSERT: the rows of a query, brought to the table's columns and types, into a sink that commits them in one version.
+
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use arrow::datatypes::{FieldRef, UInt64Type};
+use datafusion::common::{Column, TableReference};
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
+use datafusion::physical_plan::collect;
+use datafusion::sql::sqlparser::ast::{self, Insert, Query, SetExpr, TableObject};
+use planner::resolve::{RelationName, Resolved, TableResolver, nearest};
+use planner::{Planner, convert_to};
+use storage::TableEntry;
+
+use crate::resolver::{StatementTables, default_ast};
+use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
+
+impl Session {
+    pub(crate) async fn insert(&self, insert: &Insert, parameters: &[ScalarValue]) -> Result<Answer> {
+        let (plan, state) = self.plan_insert(insert, parameters).await?;
+        let rows = run_insert(&plan, &state).await?;
+        Ok(Answer::wrote("INSERT", rows))
+    }
+
+    /// The plan of an INSERT, down to the sink.
+    pub(crate) async fn plan_insert(&self, insert: &Insert, parameters: &[ScalarValue]) -> Result<(LogicalPlan, SessionState)> {
+        refuse_other_clauses(insert)?;
+        let TableObject::TableName(name) = &insert.table else {
+            return Err(Error::unsupported("INSERT INTO a function or a query is not supported; name a table"));
+        };
+        let name = RelationName::of_sql(name)?;
+        let state = self.state();
+        let tables = StatementTables::new(self.clone(), state.clone());
+        let (_, entry) = tables.entry(&name).await?;
+        let Some(Resolved::Table(table)) = tables.resolve(&name).await? else {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")));
+        };
+        let fields = table.schema().fields().to_vec();
+        let targets = targets(&name, &insert.columns, &fields)?;
+        let source = match &insert.source {
+            Some(source) => with_defaults(source, &targets, &fields, &entry)?,
+            None => return Err(Error::unsupported("INSERT … DEFAULT VALUES is not supported; write VALUES (DEFAULT)")),
+        };
+        let planner = Planner { state: &state, resolver: &tables };
+        let input = planner.query(source, parameters).await?;
+        if let Some(name) = input.get_parameter_names()?.into_iter().min() {
+            return Err(Error::invalid(format!("parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare")));
+        }
+        let input = to_table(input, &targets, &fields, &entry, &tables)?;
+        let target = provider_as_source(table);
+        let plan = LogicalPlanBuilder::insert_into(input, TableReference::partial(name.schema, name.table), target, InsertOp::Append)?.build()?;
+        Ok((plan, state))
+    }
+}
+
+/// Carries an INSERT out; the number of rows.
+pub(crate) async fn run_insert(plan: &LogicalPlan, state: &SessionState) -> Result<u64> {
+    let physical = state.create_physical_plan(plan).await?;
+    let counts = collect(physical, state.task_ctx()).await?;
+    Ok(counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum())
+}
+
+/// # Errors
+/// Any clause beyond `INSERT INTO table [(columns)] query`.
+fn refuse_other_clauses(insert: &Insert) -> Result<()> {
+    let unbuilt = |what: &str| Err(Error::unsupported(format!("{what} is not built yet; write INSERT INTO table [(columns)] VALUES … or SELECT …")));
+    if insert.on.is_some() {
+        return unbuilt("ON CONFLICT");
+    }
+    if insert.returning.is_some() {
+        return unbuilt("RETURNING");
+    }
+    let refused = [
+        (insert.overwrite, "INSERT OVERWRITE"),
+        (insert.replace_into, "REPLACE INTO"),
+        (insert.or.is_some(), "INSERT OR …"),
+        (insert.ignore, "INSERT IGNORE"),
+        (insert.table_alias.is_some(), "an alias of the table"),
+        (!insert.assignments.is_empty(), "INSERT … SET"),
+        (insert.partitioned.is_some() || !insert.after_columns.is_empty(), "INSERT … PARTITION"),
+        (insert.output.is_some(), "OUTPUT"),
+        (insert.insert_alias.is_some(), "an alias of the new rows"),
+        (insert.settings.is_some() || insert.format_clause.is_some() || insert.priority.is_some(), "a modifier of INSERT"),
+        (insert.multi_table_insert_type.is_some(), "INSERT ALL"),
+    ];
+    match refused.iter().find(|(given, _)| *given) {
+        Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported; write INSERT INTO table [(columns)] VALUES … or SELECT …"))),
+        None => Ok(()),
+    }
+}
+
+/// The table's columns that the query's columns go to, by index.
+fn targets(name: &RelationName, columns: &[ast::ObjectName], fields: &[FieldRef]) -> Result<Vec<usize>> {
+    if columns.is_empty() {
+        return Ok((0..fields.len()).collect());
+    }
+    let mut targets = Vec::with_capacity(columns.len());
+    for column in columns {
+        let text = RelationName::of_sql(column)?.table;
+        let Some(at) = fields.iter().position(|field| field.name() == &text) else {
+            return Err(no_column(name, &text, fields));
+        };
+        if targets.contains(&at) {
+            return Err(Error::invalid(format!("column \"{text}\" is named twice")));
+        }
+        targets.push(at);
+    }
+    Ok(targets)
+}
+
+pub(crate) fn no_column(name: &RelationName, column: &str, fields: &[FieldRef]) -> Error {
+    let meant = nearest(column, fields.iter().map(|field| field.name().as_str()));
+    let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
+    Error { hint, ..Error::new(ErrorKind::NotFound, format!("there is no column \"{column}\" in table {name}")) }
+}
+
+/// The query with each DEFAULT in VALUES replaced by the default of its column.
+fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: &TableEntry) -> Result<Query> {
+    let mut query = source.clone();
+    let SetExpr::Values(values) = query.body.as_mut() else { return Ok(query) };
+    for row in &mut values.rows {
+        if row.len() != targets.len() {
+            return Err(Error::invalid(format!("a row has {} values for {} columns", row.len(), targets.len())));
+        }
+        for (value, at) in row.iter_mut().zip(targets) {
+            let is_default = matches!(value, ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"));
+            if is_default {
+                *value = match entry.defaults.get(fields[*at].name()) {
+                    Some(text) => default_ast(text)?,
+                    None => ast::Expr::Value(ast::Value::Null.into()),
+                };
+            }
+        }
+    }
+    Ok(query)
+}
+
+/// A projection of the query to all columns of the table, in order and of their types.
+pub(crate) fn to_table(input: LogicalPlan, targets: &[usize], fields: &[FieldRef], entry: &TableEntry, tables: &StatementTables) -> Result<LogicalPlan> {
+    let columns = input.schema().columns();
+    if columns.len() != targets.len() {
+        return Err(Error::invalid(format!("the rows have {} columns, but {} are to be filled; name them: INSERT INTO t (a, b) …", columns.len(), targets.len())));
+    }
+    let types: Vec<_> = input.schema().fields().iter().cloned().collect();
+    let mut outputs = Vec::with_capacity(fields.len());
+    for (at, field) in fields.iter().enumerate() {
+        let expr = match targets.iter().position(|target| *target == at) {
+            Some(from) => convert_to(Expr::Column(columns[from].clone()), types[from].data_type(), field),
+            None => match entry.defaults.get(field.name()) {
+                Some(text) => default_value(tables.default(text)?, field),
+                None => convert_to(lit(ScalarValue::Null), &arrow::datatypes::DataType::Null, field),
+            },
+        };
+        outputs.push(expr?.alias(field.name()));
+    }
+    Ok(LogicalPlanBuilder::from(input).project(outputs)?.build()?)
+}
+
+fn default_value(default: Expr, field: &FieldRef) -> datafusion::error::Result<Expr> {
+    use datafusion::logical_expr::ExprSchemable;
+    let data_type = default.get_type(&datafusion::common::DFSchema::empty())?;
+    convert_to(default, &data_type, field)
+}
+
+/// The columns of a plan by name: where each column of the table comes from.
+pub(crate) fn by_name(names: &[String], name: &RelationName, fields: &[FieldRef]) -> Result<Vec<usize>> {
+    let find = |column: &String| {
+        let at = fields.iter().position(|field| field.name() == column);
+        at.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(column))).ok_or_else(|| no_column(name, column, fields))
+    };
+    names.iter().map(find).collect()
+}
+
+/// A plan over rows that come from elsewhere than SQL.
+pub(crate) fn scan_of(table: Arc<dyn datafusion::catalog::TableProvider>) -> Result<LogicalPlan> {
+    let plan = LogicalPlanBuilder::scan("source", provider_as_source(table), None)?.build()?;
+    let columns: Vec<Expr> = plan.schema().columns().into_iter().map(|column: Column| Expr::Column(column)).collect();
+    Ok(LogicalPlanBuilder::from(plan).project(columns)?.build()?)
+}

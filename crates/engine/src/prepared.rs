@@ -1,0 +1,143 @@
+//! Statements with parameters: through the API, and by PREPARE and EXECUTE.
+
+use std::sync::Arc;
+
+use arrow::array::{FixedSizeListArray, Float32Array};
+use arrow::datatypes::{DataType, Field};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::Expr;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::sql::sqlparser::ast;
+use planner::Planner;
+use planner::statement::StatementKind;
+use tokio::time::Instant;
+
+use crate::resolver::StatementTables;
+use crate::session::Statement;
+use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
+
+/// A statement that is run with values for its parameters.
+#[derive(Clone)]
+pub struct Prepared {
+    session: Session,
+    statement: Statement,
+}
+
+/// A statement stored by PREPARE.
+#[derive(Clone)]
+pub(crate) struct Named {
+    statement: Statement,
+    types: Vec<ast::DataType>,
+}
+
+/// A vector as the value of a parameter.
+pub fn vector(elements: impl IntoIterator<Item = f32>) -> ScalarValue {
+    let values = Float32Array::from_iter_values(elements);
+    let length = i32::try_from(arrow::array::Array::len(&values)).unwrap_or(i32::MAX);
+    let item = Arc::new(Field::new_list_field(DataType::Float32, true));
+    match FixedSizeListArray::try_new(item, length, Arc::new(values), None) {
+        Ok(list) => ScalarValue::FixedSizeList(Arc::new(list)),
+        // A vector without elements has no row at all: it is no vector.
+        Err(_) => ScalarValue::Null,
+    }
+}
+
+impl Prepared {
+    pub(crate) async fn new(session: Session, statement: Statement) -> Result<Self> {
+        // Names are checked now; types are when the values are there.
+        if let StatementKind::Sql(sql) = &statement.kind
+            && let ast::Statement::Query(query) = sql.as_ref()
+        {
+            let state = session.state();
+            let tables = StatementTables::new(session.clone(), state.clone());
+            Planner { state: &state, resolver: &tables }.query(query.as_ref().clone(), &[]).await?;
+        }
+        Ok(Self { session, statement })
+    }
+
+    /// Runs the statement on the newest snapshot. `parameters`: the values of `$1`, `$2`, ….
+    ///
+    /// # Errors
+    /// A parameter without a value or of a type that does not fit, and whatever the statement itself meets.
+    pub async fn run(&self, parameters: &[ScalarValue]) -> Result<Answer> {
+        self.session.run_with(&self.statement, parameters).await
+    }
+}
+
+impl Session {
+    /// PREPARE, EXECUTE and DEALLOCATE.
+    pub(crate) async fn named_statement(&self, sql: &ast::Statement, statement: &Statement, deadline: Option<Instant>) -> Result<Answer> {
+        match sql {
+            ast::Statement::Prepare { name, data_types, statement: inner } => {
+                let kind = StatementKind::Sql(inner.clone());
+                let stored = Named { statement: Statement { kind, ..statement.clone() }, types: data_types.clone() };
+                let name = name.value.to_lowercase();
+                let known = self.with_prepared(|prepared| prepared.contains_key(&name));
+                if known {
+                    return Err(Error::new(ErrorKind::Conflict, format!("the statement \"{name}\" is prepared already; DEALLOCATE it first")));
+                }
+                Prepared::new(self.clone(), stored.statement.clone()).await?;
+                self.with_prepared(|prepared| prepared.insert(name, stored));
+                Ok(Answer::done("PREPARE"))
+            }
+            ast::Statement::Execute { name: Some(name), parameters, immediate: false, into, using, output: false, .. }
+                if into.is_empty() && using.is_empty() =>
+            {
+                let key = name.to_string().to_lowercase();
+                let stored = self.with_prepared(|prepared| prepared.get(&key).cloned()).ok_or_else(|| unknown(&key))?;
+                let values = self.values(parameters, &stored.types)?;
+                self.run_stored(&stored.statement, &values, deadline).await
+            }
+            ast::Statement::Deallocate { name, .. } => {
+                let key = name.value.to_lowercase();
+                if key == "all" {
+                    self.with_prepared(std::collections::HashMap::clear);
+                } else {
+                    self.with_prepared(|prepared| prepared.remove(&key)).ok_or_else(|| unknown(&key))?;
+                }
+                Ok(Answer::done("DEALLOCATE"))
+            }
+            other => Err(Error::unsupported(format!("{other} is not supported; write EXECUTE name(value, …)"))),
+        }
+    }
+
+    /// The constants that EXECUTE passes, cast to the types that PREPARE names.
+    fn values(&self, parameters: &[ast::Expr], types: &[ast::DataType]) -> Result<Vec<ScalarValue>> {
+        if !types.is_empty() && types.len() != parameters.len() {
+            return Err(Error::invalid(format!("the statement was prepared with {} parameters, not {}", types.len(), parameters.len())));
+        }
+        let cast = |(at, expr): (usize, &ast::Expr)| match types.get(at) {
+            Some(data_type) => ast::Expr::Cast {
+                kind: ast::CastKind::Cast,
+                expr: Box::new(expr.clone()),
+                data_type: data_type.clone(),
+                array: false,
+                format: None,
+            },
+            None => expr.clone(),
+        };
+        parameters.iter().enumerate().map(cast).map(|expr| self.constant(expr)).collect()
+    }
+
+    /// The value of an expression without columns.
+    pub(crate) fn constant(&self, expr: ast::Expr) -> Result<ScalarValue> {
+        let state = self.state();
+        let tables = StatementTables::new(self.clone(), state.clone());
+        let text = expr.to_string();
+        let planned = Planner { state: &state, resolver: &tables }.expression(expr)?;
+        let context = SimplifyContext::builder()
+            .with_config_options(Arc::clone(state.config_options()))
+            .with_query_execution_start_time(state.execution_props().query_execution_start_time)
+            .build();
+        let simplifier = ExprSimplifier::new(context);
+        let empty = datafusion::common::DFSchema::empty();
+        match simplifier.simplify(simplifier.coerce(planned, &empty)?)? {
+            Expr::Literal(value, _) => Ok(value),
+            _ => Err(Error::invalid(format!("{text} is no constant"))),
+        }
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no prepared statement \"{name}\"; PREPARE it first"))
+}

@@ -1,0 +1,163 @@
+//! The tables of one statement: each name is looked up once, and each table is one snapshot in it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::catalog::TableProvider;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::Expr;
+use operators::table::{SnapshotTable, WriteTarget};
+use planner::resolve::{RelationName, Resolved, TableResolver};
+use planner::{Planner, statement::StatementKind};
+use storage::{Catalog, Relation, TableEntry, TableName};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::session::TableWords;
+use crate::{Error, Session, catalog_tables, files};
+
+/// Finds the tables of one statement.
+pub(crate) struct StatementTables {
+    session: Session,
+    state: SessionState,
+    catalog: OnceCell<Arc<Catalog>>,
+    pinned: Mutex<HashMap<RelationName, Resolved>>,
+}
+
+impl StatementTables {
+    pub(crate) fn new(session: Session, state: SessionState) -> Self {
+        Self { session, state, catalog: OnceCell::new(), pinned: Mutex::default() }
+    }
+
+    /// The catalog as the statement sees it.
+    pub(crate) async fn catalog(&self) -> crate::Result<Arc<Catalog>> {
+        let catalog = self.catalog.get_or_try_init(|| async { self.session.engine().database().catalog().await }).await?;
+        Ok(Arc::clone(catalog))
+    }
+
+    /// A table of the database, to be written to.
+    pub(crate) async fn entry(&self, name: &RelationName) -> crate::Result<(TableName, TableEntry)> {
+        let table = TableName::new(&name.schema, &name.table);
+        match self.catalog().await?.relation(&table) {
+            Some(Relation::Table(entry)) => Ok((table, entry.clone())),
+            Some(other) => Err(Error::unsupported(format!("\"{name}\" is {} and cannot be written to; load it with CREATE TABLE … AS SELECT", with_article(other.kind())))),
+            None => Err(self.no_table(name).await),
+        }
+    }
+
+    async fn no_table(&self, name: &RelationName) -> Error {
+        let names: Vec<String> = self.names().await.unwrap_or_default().iter().map(ToString::to_string).collect();
+        let meant = planner::resolve::nearest(&name.to_string(), names.iter().map(String::as_str));
+        let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
+        Error { hint, ..Error::new(crate::ErrorKind::NotFound, format!("there is no table \"{name}\"")) }
+    }
+
+    async fn look_up(&self, name: &RelationName) -> Result<Option<Resolved>> {
+        if let Some(table) = catalog_tables::table(&self.session, self, name).await.map_err(boxed)? {
+            return Ok(Some(Resolved::Table(table)));
+        }
+        let catalog = self.catalog().await.map_err(boxed)?;
+        let resolved = match catalog.relation(&TableName::new(&name.schema, &name.table)) {
+            Some(Relation::Table(entry)) => Resolved::Table(self.table(name, entry).await.map_err(boxed)?),
+            Some(Relation::External(external)) => Resolved::Table(files::external_table(&self.session, &self.state, &name.to_string(), external).await.map_err(boxed)?),
+            Some(Relation::View(view)) => Resolved::View(view.sql.clone()),
+            None if name.schema == planner::resolve::SCHEMA && files::is_file_name(&name.table) => {
+                Resolved::Table(files::table(&self.session, &self.state, &[name.table.clone()], None, &[], None).await.map_err(boxed)?)
+            }
+            None => return Ok(None),
+        };
+        Ok(Some(resolved))
+    }
+
+    async fn table(&self, name: &RelationName, entry: &TableEntry) -> crate::Result<Arc<dyn TableProvider>> {
+        let database = self.session.engine().database().clone();
+        let snapshot = database.snapshot(entry).await?;
+        let mut defaults = HashMap::new();
+        for (column, text) in &entry.defaults {
+            defaults.insert(column.clone(), self.default(text)?);
+        }
+        let target = WriteTarget { database, name: TableName::new(&name.schema, &name.table), entry: entry.clone() };
+        Ok(SnapshotTable::new(name.to_string(), snapshot, defaults, Some(target)).into_provider())
+    }
+
+    /// The expression of a column's DEFAULT from its text in the catalog.
+    pub(crate) fn default(&self, text: &str) -> crate::Result<Expr> {
+        let expr = default_ast(text)?;
+        Ok(Planner { state: &self.state, resolver: self }.expression(expr)?)
+    }
+
+    /// All relations with their columns.
+    pub(crate) async fn words(&self) -> crate::Result<Vec<TableWords>> {
+        let mut words = vec![];
+        for name in self.names().await? {
+            // A table that cannot be opened has no columns to offer; the statement that uses it will say why.
+            let fields = match self.fields(&name).await {
+                Ok(Some(fields)) => fields,
+                _ => vec![],
+            };
+            words.push(TableWords { schema: name.schema.clone(), table: name.table.clone(), columns: fields.iter().map(|field| field.name().clone()).collect() });
+        }
+        Ok(words)
+    }
+
+    /// The columns of a table or view, `None` if there is none of this name.
+    pub(crate) async fn fields(&self, name: &RelationName) -> crate::Result<Option<Vec<arrow::datatypes::FieldRef>>> {
+        match self.resolve(name).await? {
+            Some(Resolved::Table(table)) => Ok(Some(table.schema().fields().to_vec())),
+            Some(Resolved::View(sql)) => {
+                let mut statements = planner::statement::parse(&sql)?;
+                let Some(StatementKind::Sql(statement)) = statements.pop().map(|statement| statement.kind) else { return Ok(None) };
+                let datafusion::sql::sqlparser::ast::Statement::Query(query) = *statement else { return Ok(None) };
+                let plan = Planner { state: &self.state, resolver: self }.query(*query, &[]).await?;
+                Ok(Some(plan.schema().fields().to_vec()))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// The parsed text of a DEFAULT.
+pub(crate) fn default_ast(text: &str) -> crate::Result<datafusion::sql::sqlparser::ast::Expr> {
+    let mut parser = datafusion::sql::sqlparser::parser::Parser::new(&planner::dialect::SagittaDialect)
+        .try_with_sql(text)
+        .map_err(DataFusionError::from)?;
+    Ok(parser.parse_expr().map_err(DataFusionError::from)?)
+}
+
+fn with_article(kind: &str) -> String {
+    if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { format!("an {kind}") } else { format!("a {kind}") }
+}
+
+fn boxed(error: Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}
+
+impl fmt::Debug for StatementTables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StatementTables")
+    }
+}
+
+#[async_trait]
+impl TableResolver for StatementTables {
+    async fn resolve(&self, name: &RelationName) -> Result<Option<Resolved>> {
+        if let Some(resolved) = self.pinned.lock().await.get(name) {
+            return Ok(Some(resolved.clone()));
+        }
+        // Not under the lock: a view's columns resolve further names.
+        let Some(resolved) = self.look_up(name).await? else { return Ok(None) };
+        Ok(Some(self.pinned.lock().await.entry(name.clone()).or_insert(resolved).clone()))
+    }
+
+    async fn names(&self) -> Result<Vec<RelationName>> {
+        let catalog = self.catalog().await.map_err(boxed)?;
+        let mut names = vec![];
+        for (schema, entry) in &catalog.schemas {
+            names.extend(entry.relations.keys().map(|table| RelationName { schema: schema.clone(), table: table.clone() }));
+        }
+        names.extend(catalog_tables::names());
+        Ok(names)
+    }
+}

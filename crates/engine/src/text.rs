@@ -1,0 +1,3 @@
+//! SQL text for editors: token classes and completeness. Pure functions over the engine's own tokenizer.
+
+pub use planner::tokens::{KEYWORDS, TokenClass, classify as tokens, is_complete};

@@ -1,0 +1,96 @@
+//! The sink of INSERT: rows are checked, then appended to the table in one version, all or nothing.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::common::exec_err;
+use datafusion::datasource::sink::DataSink;
+use datafusion::error::Result;
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, SendableRecordBatchStream};
+use futures::StreamExt;
+use planner::vector_type::VectorType;
+use planner::vectors::VectorArray;
+
+use crate::external;
+use crate::table::WriteTarget;
+
+/// Appends the rows of its input to a table.
+pub struct AppendSink {
+    target: WriteTarget,
+    schema: SchemaRef,
+}
+
+impl AppendSink {
+    /// A sink for rows of the table's schema.
+    pub fn new(target: WriteTarget, schema: SchemaRef) -> Self {
+        Self { target, schema }
+    }
+}
+
+impl fmt::Debug for AppendSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AppendSink({})", self.target.name)
+    }
+}
+
+impl DisplayAs for AppendSink {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "append to {}, one version", self.target.name)
+    }
+}
+
+#[async_trait]
+impl DataSink for AppendSink {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    async fn write_all(&self, rows: SendableRecordBatchStream, _: &Arc<TaskContext>) -> Result<u64> {
+        let rows = checked(rows, Arc::clone(&self.schema));
+        self.target.database.append(&self.target.name, &self.target.entry, rows, None).await.map_err(external)
+    }
+}
+
+/// The same rows under the table's schema; the stream ends with an error at a NULL in a NOT NULL column and at a
+/// vector that holds NaN, infinity or a NULL element. Nothing is committed then.
+pub fn checked(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRecordBatchStream {
+    let table = Arc::clone(&schema);
+    let rows = rows.map(move |batch| check(&batch?, &table));
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+}
+
+fn check(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    for (column, field) in batch.columns().iter().zip(schema.fields()) {
+        if !field.is_nullable() && column.logical_null_count() > 0 {
+            return exec_err!("column {} is NOT NULL, but a row has no value for it; nothing was written", field.name());
+        }
+        let Some(vector) = VectorType::of_field(field) else { continue };
+        let vectors = VectorArray::read(column, field, None)?;
+        if let Some(at) = kernels::first_non_finite(vectors.vectors()) {
+            return exec_err!(
+                "column {} holds finite numbers only, but element {} of a vector is NaN or infinite; nothing was written",
+                field.name(),
+                at % vector.dim + 1
+            );
+        }
+        if vectors.nulls.as_ref().map_or(0, |nulls| nulls.null_count()) > column.null_count() {
+            return exec_err!("a vector in column {} has a NULL element; nothing was written", field.name());
+        }
+    }
+    // Nullability was checked on the data, the types may differ in the nullability of their items only.
+    let columns = batch
+        .columns()
+        .iter()
+        .zip(schema.fields())
+        .map(|(column, field)| match column.data_type() == field.data_type() {
+            true => Ok(Arc::clone(column)),
+            false => arrow::compute::cast(column, field.data_type()),
+        })
+        .collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}

@@ -1,0 +1,500 @@
+//! The search operator: candidates first, then distances over decoded vectors, then the other columns of the rows
+//! that were found.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Field, Schema, SchemaRef, UInt64Type};
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::stats::Precision;
+use datafusion::common::{Statistics, exec_err, internal_err, plan_err};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::MemoryConsumer;
+use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::metrics::{BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, Partitioning, PlanProperties, SendableRecordBatchStream,
+};
+use futures::{StreamExt, TryStreamExt};
+use kernels::{Metric, Neighbor, Query, TopK};
+use planner::functions::distance::check_metric;
+use planner::vector_search::{Reach, VectorSearch};
+use planner::vector_type::VectorType;
+use planner::vectors::VectorArray;
+use storage::{Snapshot, VectorChunk, VectorChunkRef};
+
+use crate::external;
+
+/// Rows that one worker compares before it looks for cancellation and takes the next: some 300 µs of work.
+const SLICE_ROWS: usize = 4_096;
+/// Chunks that are in memory at once for a search that the cache cannot hold.
+const WAVE_CHUNKS: usize = 4;
+
+/// Searches one snapshot with one query vector; every candidate is compared, so the answer is exact.
+#[derive(Debug)]
+pub struct VectorSearchExec {
+    snapshot: Snapshot,
+    table: String,
+    vector: String,
+    vector_type: VectorType,
+    metric: Metric,
+    reach: Reach,
+    query: Arc<dyn PhysicalExpr>,
+    candidates: Option<Arc<dyn ExecutionPlan>>,
+    columns: Vec<String>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl VectorSearchExec {
+    /// The operator of a search. `query`: evaluated once, without a row. `candidates`: emits row addresses.
+    /// `schema`: the fetched columns, then the distance.
+    ///
+    /// # Errors
+    /// A column that holds no vectors, or vectors that the metric does not compare.
+    pub fn try_new(
+        search: &VectorSearch,
+        snapshot: Snapshot,
+        query: Arc<dyn PhysicalExpr>,
+        candidates: Option<Arc<dyn ExecutionPlan>>,
+        schema: SchemaRef,
+    ) -> Result<Self> {
+        let table_schema = snapshot.schema();
+        let Some(vector_type) = table_schema.field_with_name(&search.vector).ok().and_then(VectorType::of_field) else {
+            return plan_err!("{}.{} holds no vectors", search.table_name, search.vector);
+        };
+        check_metric(search.metric.name(), search.metric, Some(vector_type), None)?;
+        let schema = Arc::new(Schema::new(schema.fields().clone()));
+        let properties = Arc::new(PlanProperties::new(
+            equivalences(&schema, search.reach)?,
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Final,
+            Boundedness::Bounded,
+        ));
+        Ok(Self {
+            snapshot,
+            table: search.table_name.to_string(),
+            vector: search.vector.clone(),
+            vector_type,
+            metric: search.metric,
+            reach: search.reach,
+            query,
+            candidates,
+            columns: search.column_names(),
+            properties,
+            metrics: ExecutionPlanMetricsSet::new(),
+        })
+    }
+
+    fn run(&self, context: &TaskContext) -> Run {
+        let counter = |name: &'static str| MetricBuilder::new(&self.metrics).counter(name, 0);
+        Run {
+            snapshot: self.snapshot.clone(),
+            column: format!("{}.{}", self.table, self.vector),
+            vector: self.vector.clone(),
+            vector_type: self.vector_type,
+            metric: self.metric,
+            reach: self.reach,
+            workers: context.session_config().target_partitions().max(1),
+            candidates: counter("candidates"),
+            compared: counter("vectors_compared"),
+            from_cache: counter("vectors_from_cache"),
+            bytes_read: counter("vector_bytes_read"),
+        }
+    }
+}
+
+/// A nearest search is ordered by its distance, the last column.
+fn equivalences(schema: &SchemaRef, reach: Reach) -> Result<EquivalenceProperties> {
+    let mut equivalences = EquivalenceProperties::new(Arc::clone(schema));
+    if matches!(reach, Reach::Nearest { .. }) {
+        let at = schema.fields().len() - 1;
+        let column = datafusion::physical_expr::expressions::Column::new(schema.field(at).name(), at);
+        let options = arrow::compute::SortOptions { descending: false, nulls_first: false };
+        let Some(ordering) = LexOrdering::new([PhysicalSortExpr::new(Arc::new(column), options)]) else {
+            return internal_err!("a search has an order");
+        };
+        equivalences.add_ordering(ordering);
+    }
+    Ok(equivalences)
+}
+
+impl DisplayAs for VectorSearchExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = self.snapshot.version();
+        write!(f, "VectorSearchExec: table={} version={version}, column={}, metric={}", self.table, self.vector, self.metric.name())?;
+        match self.reach {
+            Reach::Nearest { k } => write!(f, ", k={k}, ties in row order")?,
+            Reach::Within { distance, inclusive } => write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?,
+        }
+        let candidates = if self.candidates.is_some() { "predicates first" } else { "all rows" };
+        write!(f, ", way=exact, candidates={candidates}, query={}", shown(&self.query.to_string()))?;
+        write!(f, ", distance IS NOT NULL, fetch after=[{}]", self.columns.join(", "))
+    }
+}
+
+/// A long query vector is shown by its beginning.
+fn shown(text: &str) -> String {
+    const SHOWN_CHARS: usize = 48;
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+impl ExecutionPlan for VectorSearchExec {
+    fn name(&self) -> &'static str {
+        "VectorSearchExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        self.candidates.iter().collect()
+    }
+
+    fn required_input_distribution(&self) -> Vec<Distribution> {
+        self.candidates.iter().map(|_| Distribution::SinglePartition).collect()
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        self.candidates.iter().map(|_| false).collect()
+    }
+
+    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        if children.len() != usize::from(self.candidates.is_some()) {
+            return internal_err!("a search has at most one input, not {}", children.len());
+        }
+        Ok(Arc::new(Self {
+            snapshot: self.snapshot.clone(),
+            table: self.table.clone(),
+            vector: self.vector.clone(),
+            vector_type: self.vector_type,
+            metric: self.metric,
+            reach: self.reach,
+            query: Arc::clone(&self.query),
+            candidates: children.pop(),
+            columns: self.columns.clone(),
+            properties: Arc::clone(&self.properties),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        if partition != 0 {
+            return internal_err!("a search has one partition, not {partition}");
+        }
+        let metrics = BaselineMetrics::new(&self.metrics, 0);
+        let run = self.run(&context);
+        let candidates = match &self.candidates {
+            Some(plan) => Some(plan.execute(0, Arc::clone(&context))?),
+            None => None,
+        };
+        let (query, columns, schema) = (Arc::clone(&self.query), self.columns.clone(), self.schema());
+        let batch_rows = context.session_config().batch_size().max(1);
+        let fetch_schema = Arc::clone(&schema);
+        let batches = futures::stream::once(async move {
+            let snapshot = run.snapshot.clone();
+            let hits = run.hits(query, candidates, &context).await?;
+            Ok::<_, DataFusionError>(fetched(snapshot, hits, columns, fetch_schema, batch_rows))
+        })
+        .try_flatten()
+        .inspect_ok(move |batch| metrics.record_output(batch.num_rows()));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn partition_statistics(&self, _: Option<usize>) -> Result<Arc<Statistics>> {
+        let mut statistics = Statistics::new_unknown(&self.schema());
+        let rows = usize::try_from(self.snapshot.row_count()).unwrap_or(usize::MAX);
+        statistics.num_rows = Precision::Inexact(match self.reach {
+            Reach::Nearest { k } => rows.min(k),
+            Reach::Within { .. } => rows,
+        });
+        Ok(Arc::new(statistics))
+    }
+}
+
+/// The rows found, in batches, with their columns fetched.
+fn fetched(
+    snapshot: Snapshot,
+    hits: Vec<Neighbor>,
+    columns: Vec<String>,
+    schema: SchemaRef,
+    batch_rows: usize,
+) -> impl futures::Stream<Item = Result<RecordBatch>> {
+    let starts: Vec<usize> = (0..hits.len()).step_by(batch_rows).collect();
+    let hits = Arc::new(hits);
+    futures::stream::iter(starts).then(move |start| {
+        let (snapshot, hits, columns, schema) = (snapshot.clone(), Arc::clone(&hits), columns.clone(), Arc::clone(&schema));
+        async move {
+            let hits = &hits[start..(start + batch_rows).min(hits.len())];
+            let mut arrays: Vec<ArrayRef> = vec![];
+            if !columns.is_empty() {
+                let addresses: Vec<u64> = hits.iter().map(|hit| hit.row).collect();
+                arrays.extend(snapshot.take(&addresses, &columns).await.map_err(external)?.columns().iter().cloned());
+            }
+            arrays.push(Arc::new(Float64Array::from_iter_values(hits.iter().map(|hit| hit.distance))));
+            let options = RecordBatchOptions::new().with_row_count(Some(hits.len()));
+            Ok(RecordBatch::try_new_with_options(schema, arrays, &options)?)
+        }
+    })
+}
+
+/// One execution: what it searches, and what it counts.
+struct Run {
+    snapshot: Snapshot,
+    /// `table.column`, for messages.
+    column: String,
+    vector: String,
+    vector_type: VectorType,
+    metric: Metric,
+    reach: Reach,
+    workers: usize,
+    candidates: Count,
+    compared: Count,
+    from_cache: Count,
+    bytes_read: Count,
+}
+
+impl Run {
+    /// The rows found (address and distance), ordered as the reach says.
+    async fn hits(
+        self,
+        query: Arc<dyn PhysicalExpr>,
+        candidates: Option<SendableRecordBatchStream>,
+        context: &TaskContext,
+    ) -> Result<Vec<Neighbor>> {
+        let Some(query) = self.query(query.as_ref())? else { return Ok(vec![]) };
+        let selected = match candidates {
+            Some(stream) => Some(self.addresses(stream).await?),
+            None => None,
+        };
+        let chunks = self.snapshot.vector_chunks(&self.vector).map_err(external)?;
+        let chunks: Vec<(VectorChunkRef, Option<Vec<u32>>)> =
+            chunks.into_iter().filter_map(|chunk| within_chunk(chunk, selected.as_deref())).collect();
+        let reservation = MemoryConsumer::new("VectorSearchExec").register(&context.memory_pool().clone());
+        let mut found = Found::new(self.reach);
+        let (run, query) = (Arc::new(self), Arc::new(query));
+        let mut rest = chunks.into_iter().peekable();
+        while rest.peek().is_some() {
+            let wave: Vec<_> = rest.by_ref().take(WAVE_CHUNKS).collect();
+            let bytes: u64 = wave.iter().map(|(chunk, _)| chunk.rows * run.vector_bytes()).sum();
+            reservation.try_resize(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+            found.merge(run.search_wave(wave, &query).await?);
+        }
+        Ok(found.into_hits())
+    }
+
+    fn vector_bytes(&self) -> u64 {
+        use planner::vector_type::Element;
+        let bits = match self.vector_type.element {
+            Element::Float32 => 32,
+            Element::Float16 => 16,
+            Element::Int8 | Element::UInt8 => 8,
+            Element::Bit => 1,
+        };
+        (self.vector_type.dim * bits / 8) as u64
+    }
+
+    /// Evaluates the query vector; `None` for NULL, which is near to nothing.
+    fn query(&self, expr: &dyn PhysicalExpr) -> Result<Option<Query>> {
+        let options = RecordBatchOptions::new().with_row_count(Some(1));
+        let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &options)?;
+        let value = expr.evaluate(&row)?.into_array(1)?;
+        if value.is_null(0) || value.data_type().is_null() {
+            return Ok(None);
+        }
+        let field: Arc<Field> = expr.return_field(&Schema::empty())?;
+        let own = VectorType::of_field(&field);
+        let dim = self.vector_type.dim;
+        let vector = VectorArray::read(&value, &field, Some(self.vector_type)).map_err(|error| self.query_error(&error))?;
+        if vector.dim != dim {
+            return exec_err!(
+                "the query has {} dimensions but column {} has {dim}; embed the query with the same model",
+                vector.dim,
+                self.column
+            );
+        }
+        if !vector.is_valid(0) {
+            return Ok(None);
+        }
+        check_metric(self.metric.name(), self.metric, Some(self.vector_type), own.and(Some(vector.vector_type())))?;
+        let query = Query::new(self.metric, dim, vector.vector(0)).map_err(|error| DataFusionError::Execution(error.to_string()))?;
+        Ok(Some(query))
+    }
+
+    fn query_error(&self, error: &DataFusionError) -> DataFusionError {
+        let message = error.message();
+        DataFusionError::Execution(format!("the query for column {}, a {}: {message}", self.column, self.vector_type))
+    }
+
+    /// The addresses of the candidates, ascending.
+    async fn addresses(&self, mut stream: SendableRecordBatchStream) -> Result<Vec<u64>> {
+        let mut addresses = vec![];
+        while let Some(batch) = stream.next().await {
+            addresses.extend_from_slice(batch?.column(0).as_primitive::<UInt64Type>().values());
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        self.candidates.add(addresses.len());
+        Ok(addresses)
+    }
+
+    /// Loads a few chunks and compares their rows on all workers.
+    async fn search_wave(self: &Arc<Self>, wave: Vec<(VectorChunkRef, Option<Vec<u32>>)>, query: &Arc<Query>) -> Result<Found> {
+        let load = |(chunk, selected): (VectorChunkRef, Option<Vec<u32>>)| async move {
+            let loaded = self.snapshot.load_vectors(&chunk).await.map_err(external)?;
+            Ok::<_, DataFusionError>((loaded, selected))
+        };
+        let loaded: Vec<(Arc<VectorChunk>, Option<Vec<u32>>)> =
+            futures::stream::iter(wave).map(load).buffered(WAVE_CHUNKS).try_collect().await?;
+        for (chunk, _) in &loaded {
+            self.bytes_read.add(usize::try_from(chunk.bytes_read).unwrap_or(usize::MAX));
+            self.from_cache.add(if chunk.from_cache { chunk.vectors.len() } else { 0 });
+        }
+        let slices: Arc<Vec<Slice>> = Arc::new(loaded.into_iter().flat_map(|(chunk, selected)| Slice::cut(&chunk, selected)).collect());
+        let next = Arc::new(AtomicUsize::new(0));
+        let workers = self.workers.min(slices.len());
+        let work = |_| {
+            let (run, query, slices, next) = (Arc::clone(self), Arc::clone(query), Arc::clone(&slices), Arc::clone(&next));
+            async move { run.compare(&query, &slices, &next).await }
+        };
+        // The last share is done here: one worker alone, the usual case of a small search, costs no hop.
+        let others: Vec<_> = (1..workers).map(|at| SpawnedTask::spawn(work(at))).collect();
+        let mut found = work(0).await?;
+        for other in others {
+            found.merge(other.join_unwind().await.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??);
+        }
+        Ok(found)
+    }
+
+    /// Takes slices until none is left.
+    async fn compare(&self, query: &Query, slices: &[Slice], next: &AtomicUsize) -> Result<Found> {
+        let mut found = Found::new(self.reach);
+        while let Some(slice) = slices.get(next.fetch_add(1, Ordering::Relaxed)) {
+            self.compared.add(slice.row_count());
+            found.add(query, slice, self.vector_type)?;
+            tokio::task::yield_now().await;
+        }
+        Ok(found)
+    }
+}
+
+/// The offsets in a chunk that are candidates: `None` inside for all, nothing at all if there are none.
+fn within_chunk(chunk: VectorChunkRef, selected: Option<&[u64]>) -> Option<(VectorChunkRef, Option<Vec<u32>>)> {
+    let Some(selected) = selected else { return Some((chunk, None)) };
+    let (first, end) = (chunk.first_address, chunk.first_address + chunk.rows);
+    let start = selected.partition_point(|address| *address < first);
+    let stop = selected.partition_point(|address| *address < end);
+    // A chunk has at most 64 MiB of vectors: its offsets fit.
+    let offsets: Vec<u32> = selected[start..stop].iter().map(|address| (address - first) as u32).collect();
+    (!offsets.is_empty()).then_some((chunk, Some(offsets)))
+}
+
+/// A run of rows of one chunk, or some of its rows.
+struct Slice {
+    chunk: Arc<VectorChunk>,
+    rows: Range<usize>,
+    /// Offsets from the start of `rows`, ascending; all rows if absent.
+    selected: Option<Vec<u32>>,
+}
+
+impl Slice {
+    fn cut(chunk: &Arc<VectorChunk>, selected: Option<Vec<u32>>) -> Vec<Self> {
+        let selected = match (selected, &chunk.live) {
+            (None, None) => None,
+            (None, Some(live)) => Some(live.iter().collect()),
+            (Some(selected), None) => Some(selected),
+            (Some(mut selected), Some(live)) => {
+                selected.retain(|offset| live.contains(*offset));
+                Some(selected)
+            }
+        };
+        let length = chunk.vectors.len();
+        let ranges = (0..length).step_by(SLICE_ROWS).map(|start| start..(start + SLICE_ROWS).min(length));
+        let slice = |rows: Range<usize>| {
+            let selected = selected.as_ref().map(|selected| {
+                let start = selected.partition_point(|offset| (*offset as usize) < rows.start);
+                let stop = selected.partition_point(|offset| (*offset as usize) < rows.end);
+                selected[start..stop].iter().map(|offset| offset - rows.start as u32).collect::<Vec<u32>>()
+            });
+            Self { chunk: Arc::clone(chunk), rows, selected }
+        };
+        ranges.map(slice).filter(|slice| slice.row_count() > 0).collect()
+    }
+
+    fn row_count(&self) -> usize {
+        self.selected.as_ref().map_or(self.rows.len(), Vec::len)
+    }
+
+    fn first_address(&self) -> u64 {
+        self.chunk.first_address + self.rows.start as u64
+    }
+}
+
+/// What was found so far.
+enum Found {
+    Nearest(TopK),
+    Within { distance: f64, inclusive: bool, hits: Vec<Neighbor> },
+}
+
+impl Found {
+    fn new(reach: Reach) -> Self {
+        match reach {
+            Reach::Nearest { k } => Self::Nearest(TopK::new(k)),
+            Reach::Within { distance, inclusive } => Self::Within { distance, inclusive, hits: vec![] },
+        }
+    }
+
+    fn add(&mut self, query: &Query, slice: &Slice, vector_type: VectorType) -> Result<()> {
+        let array: ArrayRef = Arc::new(slice.chunk.vectors.slice(slice.rows.start, slice.rows.len()));
+        let vectors = VectorArray::read(&array, &vector_type.field("", true), None)?;
+        let failed = |error: kernels::DistanceError| DataFusionError::Execution(error.to_string());
+        let first = slice.first_address();
+        match (self, &slice.selected) {
+            (Self::Nearest(top), None) => query.top_k(vectors.vectors(), first, top).map_err(failed),
+            (Self::Nearest(top), Some(selected)) => query.top_k_selected(vectors.vectors(), first, selected, top).map_err(failed),
+            (Self::Within { distance, inclusive, hits }, selected) => {
+                let mut distances = vec![0.0; slice.rows.len()];
+                query.distances(vectors.vectors(), &mut distances).map_err(failed)?;
+                let near = |at: &usize| distances[*at] < *distance || (*inclusive && distances[*at] == *distance);
+                let hit = |at: usize| Neighbor { distance: distances[at], row: first + at as u64 };
+                match selected {
+                    Some(selected) => hits.extend(selected.iter().map(|at| *at as usize).filter(near).map(hit)),
+                    None => hits.extend((0..slice.rows.len()).filter(near).map(hit)),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Nearest(top), Self::Nearest(other)) => top.merge(other),
+            (Self::Within { hits, .. }, Self::Within { hits: other, .. }) => hits.extend(other),
+            _ => {}
+        }
+    }
+
+    fn into_hits(self) -> Vec<Neighbor> {
+        match self {
+            Self::Nearest(top) => top.into_sorted(),
+            Self::Within { mut hits, .. } => {
+                hits.sort_unstable_by_key(|hit| hit.row);
+                hits
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The settings that `SET`, `SHOW` and `RESET` know, as an extension of DataFusion's configuration.
+
+use std::time::Duration;
+
+use datafusion::common::config::{ConfigExtension, ConfigOptions, ExtensionOptions};
+use datafusion::common::{extensions_options, plan_datafusion_err, plan_err};
+use datafusion::error::Result;
+
+extensions_options! {
+    /// Settings of one session.
+    pub struct Settings {
+        /// the share of the true k nearest that an approximate search must find, above 0 and at most 1
+        pub recall_target: f64, default = 0.95
+        /// on: every search compares all candidates
+        pub exact: bool, default = false
+        /// on: a search that no index serves is an error
+        pub require_index: bool, default = false
+        /// where searches run: auto, cpu or gpu
+        pub device: String, default = "auto".to_owned()
+        /// statements that run longer are cancelled: a number of milliseconds or a text such as '30s'; 0 for never
+        pub statement_timeout: String, default = "0".to_owned()
+    }
+}
+
+impl ConfigExtension for Settings {
+    const PREFIX: &'static str = "sagitta";
+}
+
+impl Settings {
+    /// The settings of a session's configuration; the defaults where none were set.
+    pub fn of(options: &ConfigOptions) -> Self {
+        options.extensions.get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// Sets one setting from its text.
+    ///
+    /// # Errors
+    /// A name that does not exist, a value that the setting cannot take.
+    pub fn assign(&mut self, name: &str, value: &str) -> Result<()> {
+        let value = match self.kind(name)? {
+            Kind::Switch => switch(name, value)?.to_string(),
+            Kind::Share => share(name, value)?.to_string(),
+            Kind::Device => device(value)?,
+            Kind::Duration => {
+                duration(name, value)?;
+                value.to_owned()
+            }
+        };
+        ExtensionOptions::set(self, name, &value)
+    }
+
+    /// Puts one setting back to its default.
+    ///
+    /// # Errors
+    /// A name that does not exist.
+    pub fn reset(&mut self, name: &str) -> Result<()> {
+        let default = Self::default().value(name)?;
+        self.assign(name, &default)
+    }
+
+    /// The text of one setting.
+    ///
+    /// # Errors
+    /// A name that does not exist.
+    pub fn value(&self, name: &str) -> Result<String> {
+        self.kind(name)?;
+        let entry = self.entries().into_iter().find(|entry| entry.key == name);
+        let value = entry.and_then(|entry| entry.value).unwrap_or_default();
+        Ok(match self.kind(name)? {
+            Kind::Switch => if value == "true" { "on" } else { "off" }.to_owned(),
+            _ => value,
+        })
+    }
+
+    /// After which time statements are cancelled.
+    pub fn timeout(&self) -> Option<Duration> {
+        duration("statement_timeout", &self.statement_timeout).ok().flatten()
+    }
+
+    fn kind(&self, name: &str) -> Result<Kind> {
+        Ok(match name {
+            "exact" | "require_index" => Kind::Switch,
+            "recall_target" => Kind::Share,
+            "device" => Kind::Device,
+            "statement_timeout" => Kind::Duration,
+            _ => {
+                let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
+                let near = names.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 3);
+                let hint = near.map_or_else(|| format!("there are {}", names.join(", ")), |near| format!("did you mean {near}"));
+                return plan_err!("there is no setting {name}; {hint}");
+            }
+        })
+    }
+}
+
+enum Kind {
+    Switch,
+    Share,
+    Device,
+    Duration,
+}
+
+fn switch(name: &str, value: &str) -> Result<bool> {
+    match value.to_lowercase().as_str() {
+        "on" | "true" | "1" | "yes" => Ok(true),
+        "off" | "false" | "0" | "no" => Ok(false),
+        _ => plan_err!("{name} is on or off, not {value}"),
+    }
+}
+
+fn share(name: &str, value: &str) -> Result<f64> {
+    let share: f64 = value.parse().map_err(|_| plan_datafusion_err!("{name} is a number above 0 and at most 1, not {value}"))?;
+    if share > 0.0 && share <= 1.0 {
+        Ok(share)
+    } else {
+        plan_err!("{name} is above 0 and at most 1, not {value}")
+    }
+}
+
+fn device(value: &str) -> Result<String> {
+    match value.to_lowercase().as_str() {
+        device @ ("auto" | "cpu") => Ok(device.to_owned()),
+        "gpu" => Err(datafusion::error::DataFusionError::NotImplemented("device = 'gpu' is not built yet; use 'auto' or 'cpu'".into())),
+        _ => plan_err!("device is 'auto', 'cpu' or 'gpu', not {value}"),
+    }
+}
+
+/// `500`, `'500ms'`, `'30s'`, `'5min'`, `'1h'`; `None` for 0.
+fn duration(name: &str, value: &str) -> Result<Option<Duration>> {
+    let value = value.trim().to_lowercase();
+    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at(digits);
+    let factor_ms: u64 = match unit.trim() {
+        "" | "ms" => 1,
+        "s" => 1_000,
+        "min" | "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return plan_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"),
+    };
+    let number: u64 = number.parse().map_err(|_| plan_datafusion_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"))?;
+    let total_ms = number.saturating_mul(factor_ms);
+    Ok((total_ms > 0).then_some(Duration::from_millis(total_ms)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_take_what_they_can_hold() {
+        let mut settings = Settings::default();
+        for (name, value, good) in [
+            ("recall_target", "0.99", true),
+            ("recall_target", "0", false),
+            ("recall_target", "1.5", false),
+            ("recall_target", "NaN", false),
+            ("exact", "on", true),
+            ("exact", "maybe", false),
+            ("device", "cpu", true),
+            ("device", "gpu", false),
+            ("statement_timeout", "30s", true),
+            ("statement_timeout", "-1", false),
+            ("nothing", "1", false),
+        ] {
+            assert_eq!(settings.assign(name, value).is_ok(), good, "{name} = {value}");
+        }
+        assert_eq!(settings.timeout(), Some(Duration::from_secs(30)));
+        assert!(settings.reset("statement_timeout").is_ok());
+        assert_eq!(settings.timeout(), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! Tokens of a SQL text: splitting into statements, the rewrites that make our spellings known to the parser,
+//! and places in the text. No parsing here.
+
+use std::ops::Range;
+
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{
+    Location, Span, Token, TokenWithSpan, Tokenizer, TokenizerError,
+};
+
+use crate::dialect::SagittaDialect;
+
+/// The class of a token, for highlighting and completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenClass {
+    /// A word of the SQL language.
+    Keyword,
+    /// A name.
+    Identifier,
+    /// A name in front of an opening parenthesis.
+    Function,
+    /// A number.
+    Number,
+    /// A quoted text.
+    Text,
+    /// An operator or a punctuation mark.
+    Operator,
+    /// A comment.
+    Comment,
+    /// A parameter such as `$1`.
+    Placeholder,
+    /// What the tokenizer does not know, an unclosed quote for example.
+    Other,
+}
+
+/// The tokens of `sql`, white space and comments included.
+///
+/// # Errors
+/// An unclosed quote or comment, with its line and column.
+pub fn tokenize(sql: &str) -> Result<Vec<TokenWithSpan>, TokenizerError> {
+    Tokenizer::new(&SagittaDialect, sql).tokenize_with_location()
+}
+
+/// Splits tokens at the semicolons into statements; empty statements are left out.
+pub fn split(tokens: Vec<TokenWithSpan>) -> Vec<Vec<TokenWithSpan>> {
+    tokens
+        .split(|token| token.token == Token::SemiColon)
+        .filter(|part| part.iter().any(|token| !is_blank(&token.token)))
+        .map(<[TokenWithSpan]>::to_vec)
+        .collect()
+}
+
+/// The byte range from the first to the last token that is not blank.
+pub fn range_of(places: &Places<'_>, tokens: &[TokenWithSpan]) -> Range<usize> {
+    let mut solid = tokens.iter().filter(|token| !is_blank(&token.token));
+    let Some(first) = solid.next() else { return 0..0 };
+    let last = solid.next_back().unwrap_or(first);
+    places.byte_at(first.span.start)..places.byte_at(last.span.end)
+}
+
+/// Where the lines of a text begin, to turn many places into bytes.
+pub struct Places<'a> {
+    sql: &'a str,
+    /// The byte at which each line begins.
+    lines: Vec<usize>,
+    /// The last place that was asked for: line, column, byte. Places mostly come in order.
+    last: std::cell::Cell<(u64, u64, usize)>,
+}
+
+impl<'a> Places<'a> {
+    /// Looks the lines up once, in one pass.
+    pub fn new(sql: &'a str) -> Self {
+        let lines = std::iter::once(0).chain(sql.match_indices('\n').map(|(byte, _)| byte + 1)).collect();
+        Self { sql, lines, last: std::cell::Cell::new((1, 1, 0)) }
+    }
+
+    /// The byte offset of a line and column (both from 1, columns in characters); the text's end if it lies beyond.
+    pub fn byte_at(&self, location: Location) -> usize {
+        let Some(start) = usize::try_from(location.line).ok().and_then(|line| self.lines.get(line.saturating_sub(1))) else {
+            return self.sql.len();
+        };
+        let (line, column, byte) = self.last.get();
+        let (mut at_column, from) = if line == location.line && column <= location.column { (column, byte) } else { (1, *start) };
+        let mut at = self.sql.len();
+        for (offset, _) in self.sql[from..].char_indices() {
+            if at_column == location.column {
+                at = from + offset;
+                break;
+            }
+            at_column += 1;
+        }
+        self.last.set((location.line, location.column, at));
+        at
+    }
+}
+
+/// The byte offset of one line and column.
+pub fn byte_at(sql: &str, location: Location) -> usize {
+    Places::new(sql).byte_at(location)
+}
+
+/// White space and comments.
+pub fn is_blank(token: &Token) -> bool {
+    matches!(token, Token::Whitespace(_))
+}
+
+/// Brings our spellings into forms that the parser knows. Spans stay those of the text, so that errors point there.
+///
+/// `<+>` becomes one operator; `AS OF TIMESTAMP x`, `AS OF VERSION n`, `FOR VERSION|TIMESTAMP AS OF x` become the
+/// parser's `FOR SYSTEM_TIME AS OF`, `VERSION AS OF` and `TIMESTAMP AS OF`.
+pub fn rewrite(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
+    let mut out = Vec::with_capacity(tokens.len());
+    let mut at = 0;
+    while at < tokens.len() {
+        at = rewrite_one(tokens, at, &mut out);
+    }
+    out
+}
+
+/// Rewrites what starts at `at`, returns where to go on.
+fn rewrite_one(tokens: &[TokenWithSpan], at: usize, out: &mut Vec<TokenWithSpan>) -> usize {
+    let span = tokens[at].span;
+    if let [a, b, c, ..] = &tokens[at..]
+        && (&a.token, &b.token, &c.token) == (&Token::Lt, &Token::Plus, &Token::Gt)
+    {
+        let token = Token::CustomBinaryOperator("<+>".into());
+        out.push(TokenWithSpan { token, span: Span::new(span.start, c.span.end) });
+        return at + 3;
+    }
+    let ahead = solid_indexes(tokens, at);
+    let says = |words: &[&str]| {
+        ahead.len() >= words.len()
+            && ahead.first() == Some(&at)
+            && words.iter().zip(&ahead).all(|(word, index)| is_word(&tokens[*index].token, word))
+    };
+    if says(&["FOR", "SYSTEM_TIME", "AS", "OF"]) || says(&["VERSION", "AS", "OF"]) || says(&["TIMESTAMP", "AS", "OF"]) {
+        // Already the parser's form: copied whole, so that its own AS OF is not taken for ours.
+        let of = ahead.iter().copied().find(|index| is_word(&tokens[*index].token, "OF")).unwrap_or(at);
+        out.extend_from_slice(&tokens[at..=of]);
+        return of + 1;
+    }
+    if says(&["AS", "OF", "TIMESTAMP"]) {
+        push_words(out, span, &["FOR", "SYSTEM_TIME", "AS", "OF"]);
+        return ahead[2];
+    }
+    if says(&["AS", "OF", "VERSION"]) {
+        push_words(out, span, &["VERSION", "AS", "OF"]);
+        return ahead[2] + 1;
+    }
+    if says(&["FOR", "VERSION", "AS", "OF"]) || says(&["FOR", "TIMESTAMP", "AS", "OF"]) {
+        return ahead[1];
+    }
+    out.push(tokens[at].clone());
+    at + 1
+}
+
+fn solid_indexes(tokens: &[TokenWithSpan], from: usize) -> Vec<usize> {
+    (from..tokens.len()).filter(|index| !is_blank(&tokens[*index].token)).take(4).collect()
+}
+
+/// True if the token is this unquoted word, in any case.
+pub fn is_word(token: &Token, word: &str) -> bool {
+    matches!(token, Token::Word(w) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word))
+}
+
+fn push_words(out: &mut Vec<TokenWithSpan>, span: Span, words: &[&str]) {
+    for word in words {
+        let space = Token::Whitespace(datafusion::sql::sqlparser::tokenizer::Whitespace::Space);
+        out.push(TokenWithSpan { token: Token::make_keyword(word), span });
+        out.push(TokenWithSpan { token: space, span });
+    }
+}
+
+/// The tokens of a text with their byte ranges, in order and without gaps but white space. Never fails: what
+/// cannot be read from some place on is one [`TokenClass::Other`].
+pub fn classify(sql: &str) -> Vec<(Range<usize>, TokenClass)> {
+    let (tokens, rest) = match tokenize(sql) {
+        Ok(tokens) => (tokens, None),
+        Err(error) => {
+            let start = byte_at(sql, error.location);
+            (tokenize(&sql[..start]).unwrap_or_default(), Some(start..sql.len()))
+        }
+    };
+    let places = Places::new(sql);
+    let mut out = Vec::with_capacity(tokens.len());
+    for (index, token) in tokens.iter().enumerate() {
+        if matches!(&token.token, Token::Whitespace(w) if !is_comment(w)) || token.token == Token::EOF {
+            continue;
+        }
+        let range = places.byte_at(token.span.start)..places.byte_at(token.span.end);
+        let call = tokens[index + 1..].iter().find(|next| !is_blank(&next.token));
+        out.push((range, class_of(&token.token, call.is_some_and(|next| next.token == Token::LParen))));
+    }
+    out.extend(rest.filter(|range| !range.is_empty()).map(|range| (range, TokenClass::Other)));
+    out
+}
+
+fn is_comment(space: &datafusion::sql::sqlparser::tokenizer::Whitespace) -> bool {
+    use datafusion::sql::sqlparser::tokenizer::Whitespace;
+    matches!(space, Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_))
+}
+
+fn class_of(token: &Token, before_parenthesis: bool) -> TokenClass {
+    match token {
+        Token::Word(word) if word.quote_style.is_some() => TokenClass::Identifier,
+        Token::Word(word) if word.keyword != Keyword::NoKeyword && is_highlighted(word.keyword) => TokenClass::Keyword,
+        Token::Word(_) if before_parenthesis => TokenClass::Function,
+        Token::Word(_) => TokenClass::Identifier,
+        Token::Number(..) => TokenClass::Number,
+        Token::SingleQuotedString(_)
+        | Token::DollarQuotedString(_)
+        | Token::NationalStringLiteral(_)
+        | Token::EscapedStringLiteral(_)
+        | Token::UnicodeStringLiteral(_)
+        | Token::HexStringLiteral(_)
+        | Token::SingleQuotedByteStringLiteral(_) => TokenClass::Text,
+        Token::Placeholder(_) => TokenClass::Placeholder,
+        Token::Whitespace(_) => TokenClass::Comment,
+        _ => TokenClass::Operator,
+    }
+}
+
+/// The words that people see as SQL. The parser's own list holds hundreds of words that are common names of
+/// columns (`id`, `body`, `name`), which must not light up.
+pub const KEYWORDS: &[&str] = &[
+    "ALL", "ANALYZE", "AND", "ANY", "ARRAY", "AS", "ASC", "AT", "BETWEEN", "BIGINT", "BITVECTOR", "BOOLEAN", "BY", "CASE",
+    "CAST", "COPY", "CREATE", "CROSS", "CURRENT_DATE", "CURRENT_TIMESTAMP", "DATE", "DEALLOCATE", "DEFAULT", "DELETE",
+    "DESC", "DESCRIBE", "DISTINCT", "DOUBLE", "DROP", "ELSE", "END", "EXCEPT", "EXCLUDE", "EXECUTE", "EXISTS", "EXPLAIN",
+    "EXTERNAL", "EXTRACT", "FALSE", "FILTER", "FIRST", "FLOAT", "FOR", "FROM", "FULL", "GROUP", "HALFVEC", "HAVING", "IF",
+    "ILIKE", "IN", "INNER", "INSERT", "INT", "INTEGER", "INTERSECT", "INTERVAL", "INTO", "IS", "JOIN", "LAST", "LATERAL",
+    "LEFT", "LIKE", "LIMIT", "LOCATION", "NATURAL", "NOT", "NULL", "NULLS", "OFFSET", "ON", "OPTIONS", "OR", "ORDER",
+    "OUTER", "OVER", "PARTITION", "PRECISION", "PREPARE", "QUALIFY", "REAL", "REPLACE", "RESET", "RIGHT", "ROWS", "SCHEMA",
+    "SELECT", "SET", "SHOW", "SMALLINT", "STORED", "TABLE", "TEXT", "THEN", "TIMESTAMP", "TO", "TRUE", "UNION", "UNNEST",
+    "UPDATE", "USING", "VALUES", "VARCHAR", "VECTOR", "VIEW", "WHEN", "WHERE", "WINDOW", "WITH",
+];
+
+fn is_highlighted(keyword: Keyword) -> bool {
+    let word = format!("{keyword:?}");
+    KEYWORDS.binary_search(&word.as_str()).is_ok()
+}
+
+/// True if the text needs no further line: it is blank, or its last solid token is a semicolon that stands
+/// outside of every quote and comment.
+pub fn is_complete(sql: &str) -> bool {
+    match tokenize(sql) {
+        Ok(tokens) => tokens
+            .iter()
+            .rfind(|token| !is_blank(&token.token) && token.token != Token::EOF)
+            .is_none_or(|last| last.token == Token::SemiColon),
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten(sql: &str) -> String {
+        let tokens = tokenize(sql).unwrap_or_default();
+        rewrite(&tokens).iter().map(|token| token.token.to_string()).collect::<String>()
+    }
+
+    #[test]
+    fn our_spellings_become_the_parsers() {
+        for (ours, theirs) in [
+            ("a <+> b", "a <+> b"),
+            ("FROM t AS OF TIMESTAMP '2026-01-01'", "FROM t FOR SYSTEM_TIME AS OF TIMESTAMP '2026-01-01'"),
+            ("FROM t AS OF VERSION 3 x", "FROM t VERSION AS OF  3 x"),
+            ("FROM t FOR VERSION AS OF 42", "FROM t VERSION AS OF 42"),
+            ("FROM t FOR SYSTEM_TIME AS OF TIMESTAMP 'x'", "FROM t FOR SYSTEM_TIME AS OF TIMESTAMP 'x'"),
+            ("SELECT a AS of FROM t", "SELECT a AS of FROM t"),
+        ] {
+            assert_eq!(rewritten(ours), theirs, "{ours}");
+        }
+    }
+
+    #[test]
+    fn statements_end_at_semicolons_outside_of_quotes() {
+        let tokens = tokenize("select ';' ; -- a ; b\n ; select 2").unwrap_or_default();
+        assert_eq!(split(tokens).len(), 2);
+    }
+
+    #[test]
+    fn a_statement_is_complete_at_its_semicolon() {
+        for (sql, complete) in
+            [("", true), ("select 1", false), ("select 1;", true), ("select ';", false), ("select 1; -- done", true), ("/* ;", false)]
+        {
+            assert_eq!(is_complete(sql), complete, "{sql}");
+        }
+    }
+
+    #[test]
+    fn classes_cover_the_text_in_order() {
+        let sql = "SELECT cosine_distance(emb, $1) AS d FROM döcs -- c\nWHERE a = 'x";
+        let tokens = classify(sql);
+        assert!(tokens.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start));
+        let classes: Vec<_> = tokens.iter().map(|(range, class)| (&sql[range.clone()], *class)).collect();
+        assert!(classes.contains(&("cosine_distance", TokenClass::Function)));
+        assert!(classes.contains(&("$1", TokenClass::Placeholder)));
+        assert!(classes.contains(&("döcs", TokenClass::Identifier)));
+        assert!(classes.contains(&("'x", TokenClass::Other)));
+    }
+
+    #[test]
+    fn keywords_are_sorted_for_binary_search() {
+        assert!(KEYWORDS.is_sorted());
+    }
+}
