@@ -43,6 +43,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Open tables that are remembered, so that reopening them costs one request.
 const OPEN_TABLES_MAX: usize = 256;
 
+/// Places of foreign datasets whose connections and caches are kept.
+const FOREIGN_ROOTS_MAX: usize = 64;
+
 /// Bytes of decoded vectors that are kept if nothing else is said.
 const VECTOR_CACHE_BYTES: usize = 1 << 30;
 
@@ -90,6 +93,9 @@ struct Inner {
     registry: Arc<Registry>,
     /// The last snapshot of each table, by location.
     open_tables: Mutex<HashMap<String, Snapshot>>,
+    /// Where foreign datasets were opened, by location and options. Not the datasets: somebody may delete one and make
+    /// another in its place, with the same version numbers.
+    foreign: Mutex<HashMap<(String, Vec<(String, String)>), Root>>,
 }
 
 impl fmt::Debug for Database {
@@ -149,6 +155,7 @@ impl Database {
             registry: Arc::new(Registry::new(s3.clone())),
             s3,
             open_tables: Mutex::new(HashMap::new()),
+            foreign: Mutex::new(HashMap::new()),
         };
         Ok(Database { inner: Arc::new(inner) })
     }
@@ -335,10 +342,9 @@ impl Database {
         if matches!(location, Location::Memory(_)) {
             return Err(StorageError::invalid("a foreign dataset cannot live in memory; give a path or s3://…"));
         }
-        let s3 = self.inner.s3.clone().with(options)?;
         let shown = location.shown();
         let opened = async {
-            let root = Root::new(location, &s3).await?;
+            let root = self.foreign_root(location, options).await?;
             Snapshot::open(&root, "", self.inner.cache.clone()).await
         };
         tokio::time::timeout(OPEN_TIMEOUT, opened).await.map_err(|_| {
@@ -402,6 +408,21 @@ impl Database {
     /// Sets the bound of the cache of decoded vectors and frees what is above it.
     pub fn set_vector_cache_bytes(&self, bytes: usize) {
         self.inner.cache.set_bytes_max(bytes);
+    }
+
+    async fn foreign_root(&self, location: Location, options: &[(String, String)]) -> Result<Root> {
+        let key = (location.shown(), options.to_vec());
+        let lock = || self.inner.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(root) = lock().get(&key) {
+            return Ok(root.clone());
+        }
+        let root = Root::new(location, &self.inner.s3.clone().with(options)?).await?;
+        let mut known = lock();
+        if known.len() >= FOREIGN_ROOTS_MAX {
+            known.clear();
+        }
+        known.insert(key, root.clone());
+        Ok(root)
     }
 
     async fn create_relation(&self, name: &TableName, relation: Relation, mode: CreateMode) -> Result<bool> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array};
 use arrow::compute::{cast, take as take_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::Column;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::Expr;
@@ -167,7 +168,7 @@ impl Snapshot {
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, guarded)))
     }
 
-    /// What Lance will do to answer `filter`, for EXPLAIN.
+    /// What Lance will do to answer `filter`, for EXPLAIN: the scalar indexes asked, or the columns read.
     ///
     /// # Errors
     /// [`StorageError::Invalid`] if [`Snapshot::can_filter`] says no.
@@ -185,7 +186,13 @@ impl Snapshot {
         let scanner = self.scanner(&request).await?;
         let plan = Box::pin(scanner.explain_plan(false)).await;
         let plan = plan.map_err(|error| StorageError::from_lance("cannot explain a filter", error))?;
-        Ok(plan.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" <- "))
+        let index = plan.lines().map(str::trim).find(|line| line.starts_with("ScalarIndexQuery"));
+        let mut columns: Vec<&str> = filter.column_refs().into_iter().map(Column::name).collect();
+        columns.sort_unstable();
+        Ok(match index {
+            Some(index) => index.replacen("ScalarIndexQuery: query=", "scalar index: ", 1),
+            None => format!("read of {}", columns.join(", ")),
+        })
     }
 
     /// The rows with these addresses, in this order, repeated where an address is. Cost: random reads, one per row and

@@ -395,6 +395,14 @@ async fn a_foreign_dataset_is_opened_where_it_is() {
         ids.column(0).as_primitive::<Int32Type>().values(),
         batch.column(0).as_primitive::<Int32Type>().values()
     );
+    // Another dataset in the same place, with the same version number.
+    std::fs::remove_dir_all(&path).unwrap();
+    let other = rows(100..103);
+    let reader = arrow::array::RecordBatchIterator::new([Ok(other.clone())], other.schema());
+    lance::Dataset::write(reader, path.to_str().unwrap(), None).await.unwrap();
+    let again = database.open_lance(path.to_str().unwrap(), &[]).await.unwrap();
+    assert_eq!((again.version(), snapshot.version()), (1, 1));
+    assert_eq!(collect(&again, request(&["id", "emb"])).await, other.project(&[0, 4]).unwrap());
     let missing = database.open_lance(folder.path().join("nothing").to_str().unwrap(), &[]).await;
     assert!(matches!(missing, Err(StorageError::NotFound(_))), "{missing:?}");
 }
