@@ -84,6 +84,9 @@ pub struct Database {
     inner: Arc<Inner>,
 }
 
+/// A location as shown, and the options it is reached with.
+type Place = (String, Vec<(String, String)>);
+
 struct Inner {
     root: Root,
     shown: String,
@@ -95,7 +98,7 @@ struct Inner {
     open_tables: Mutex<HashMap<String, Snapshot>>,
     /// Where foreign datasets were opened, by location and options. Not the datasets: somebody may delete one and make
     /// another in its place, with the same version numbers.
-    foreign: Mutex<HashMap<(String, Vec<(String, String)>), Root>>,
+    foreign: Mutex<HashMap<Place, Root>>,
 }
 
 impl fmt::Debug for Database {
@@ -168,7 +171,7 @@ impl Database {
     /// The newest catalog. Cost: one request if nothing changed.
     ///
     /// # Errors
-    /// [`StorageError::Corrupt`] if a catalog file is damaged, [`StorageError::Unavailable`] if the store does not answer.
+    /// [`StorageError::Corrupt`] if a catalog file is damaged, [`StorageError::Unavailable`] if the store is silent.
     pub async fn catalog(&self) -> Result<Arc<Catalog>> {
         self.inner.log.newest().await
     }
@@ -217,7 +220,7 @@ impl Database {
         Ok(written.is_some())
     }
 
-    /// Makes a table and fills it: other sessions see all of the rows or no table. Returns the number of rows; `None` if
+    /// Makes a table and fills it: other sessions see all of the rows or none. Returns the number of rows; `None` if
     /// the table was there and the mode is [`CreateMode::IfNotExists`] (`rows` is not read then). When it fails, or is
     /// cancelled before the last step, the files are removed.
     ///
@@ -355,8 +358,8 @@ impl Database {
     /// Adds rows to a table as one version: all of them or none. Returns their number; no rows, no version.
     ///
     /// # Errors
-    /// [`StorageError::Conflict`] if the table was dropped meanwhile, [`StorageError::Invalid`] for rows that do not fit,
-    /// [`StorageError::Full`], [`StorageError::Input`] if `rows` fails.
+    /// [`StorageError::Conflict`] if the table was dropped meanwhile, [`StorageError::Invalid`] for rows that do not
+    /// fit, [`StorageError::Full`], [`StorageError::Input`] if `rows` fails.
     pub async fn append(
         &self,
         name: &TableName,
@@ -533,7 +536,7 @@ fn check_name(kind: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The folder of a new table. It carries a part of the table's id, so that a name that is used again meets no old files.
+/// The folder of a new table. It carries a part of the table's id: a name that is used again meets no old files.
 fn folder_of(name: &TableName, id: Uuid) -> String {
     let short = &id.simple().to_string()[..8];
     format!("{}/{}-{short}.lance", plain(&name.schema), plain(&name.table))
@@ -566,7 +569,8 @@ async fn check_or_initialise(root: &Root, create: bool) -> Result<()> {
     let found = first_entries(root).await?;
     if !found.is_empty() {
         return Err(StorageError::not_a_database(format!(
-            "{shown} is not empty and holds no database (it has {}); give an empty or new folder, or the folder of a database",
+            "{shown} is not empty and holds no database (it has {}); give an empty or new folder, or \
+             that of a database",
             found.join(", ")
         )));
     }

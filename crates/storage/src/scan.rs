@@ -163,7 +163,7 @@ impl Snapshot {
         let guarded = AssertUnwindSafe(rows).catch_unwind().map(move |caught| match caught {
             Ok(Ok(batch)) => adapter.batch(&batch).map_err(DataFusionError::from),
             Ok(Err(error)) => Err(error),
-            Err(panic) => Err(panicked(&what, panic).into()),
+            Err(panic) => Err(panicked(&what, panic.as_ref()).into()),
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, guarded)))
     }
@@ -199,7 +199,7 @@ impl Snapshot {
     /// column at worst.
     ///
     /// # Errors
-    /// [`StorageError::NotFound`] for an unknown column, [`StorageError::Invalid`] for an address that holds no live row.
+    /// [`StorageError::NotFound`] for an unknown column, [`StorageError::Invalid`] for an address without a live row.
     pub async fn take(&self, addresses: &[u64], columns: &[String]) -> Result<RecordBatch> {
         let schema = self.scan_schema(columns)?;
         let mut unique = addresses.to_vec();
@@ -236,7 +236,7 @@ impl Snapshot {
             let batch = match taken {
                 Ok(Ok(batch)) => batch,
                 Ok(Err(error)) => return Err(StorageError::from_lance(&what, error)),
-                Err(panic) => return Err(panicked(&what, panic)),
+                Err(panic) => return Err(panicked(&what, panic.as_ref())),
             };
             if batch.num_rows() != unique.len() {
                 return Err(StorageError::invalid(format!(
@@ -393,9 +393,9 @@ fn rebuild(schema: &SchemaRef, mut columns: Vec<ArrayRef>, rows: usize) -> Resul
     })
 }
 
-fn panicked(what: &str, panic: Box<dyn Any + Send>) -> StorageError {
+fn panicked(what: &str, panic: &(dyn Any + Send)) -> StorageError {
     tracing::error!(what, "Lance panicked");
-    StorageError::from_panic(what, panic.as_ref())
+    StorageError::from_panic(what, panic)
 }
 
 #[cfg(test)]

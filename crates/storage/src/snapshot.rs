@@ -91,7 +91,7 @@ impl Snapshot {
         }
         fragments.sort_by_key(|fragment| fragment.id);
         let files = fragments.iter().flat_map(|fragment| &fragment.metadata.files);
-        let bytes = files.map(|file| file.file_size_bytes.get().map(|bytes| bytes.get())).sum::<Option<u64>>();
+        let bytes = files.map(|file| file.file_size_bytes.get().map(std::num::NonZero::get)).sum::<Option<u64>>();
         let schema = Schema::from(dataset.schema());
         let schema = Arc::new(Schema::new(schema.fields().clone()));
         let format = dataset.manifest().data_storage_format.lance_file_format();
@@ -160,7 +160,7 @@ impl Snapshot {
     /// The column of this name.
     pub(crate) fn field(&self, column: &str) -> Result<&Field> {
         let found = self.inner.schema.fields().iter().find(|field| field.name() == column);
-        found.map(|field| field.as_ref()).ok_or_else(|| {
+        found.map(AsRef::as_ref).ok_or_else(|| {
             let names: Vec<&str> = self.inner.schema.fields().iter().map(|field| field.name().as_str()).collect();
             StorageError::not_found(format!(
                 "column {column} does not exist in {}; it has {}",
@@ -183,7 +183,7 @@ impl Snapshot {
                 fields.push(field.clone());
             }
         }
-        Ok(LanceSchema { fields, metadata: Default::default() })
+        Ok(LanceSchema { fields, metadata: std::collections::HashMap::default() })
     }
 }
 

@@ -110,7 +110,7 @@ impl Root {
 
     /// The path of `relative` (parts joined by `/`) in [`Root::store`].
     pub(crate) fn path(&self, relative: &str) -> Path {
-        relative.split('/').filter(|part| !part.is_empty()).fold(self.base.clone(), |path, part| path.join(part))
+        relative.split('/').filter(|part| !part.is_empty()).fold(self.base.clone(), Path::join)
     }
 
     /// The URI of `relative` for Lance.

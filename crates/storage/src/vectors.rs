@@ -195,14 +195,11 @@ struct Decoded {
 
 impl Decoded {
     fn all_valid(&self) -> RoaringBitmap {
-        match &self.valid {
-            Some(valid) => valid.clone(),
-            None => {
-                let mut all = RoaringBitmap::new();
-                all.insert_range(0..u32::try_from(self.vectors.len()).unwrap_or(u32::MAX));
-                all
-            }
-        }
+        self.valid.clone().unwrap_or_else(|| {
+            let mut all = RoaringBitmap::new();
+            all.insert_range(0..u32::try_from(self.vectors.len()).unwrap_or(u32::MAX));
+            all
+        })
     }
 }
 

@@ -42,8 +42,8 @@ pub type Progress = Arc<dyn Fn(WriteProgress) + Send + Sync>;
 /// The schema that a table made from `schema` has: texts and bytes in their plain layouts, no metadata of the schema.
 ///
 /// # Errors
-/// [`StorageError::Invalid`] for names that Lance refuses (with a dot or a backtick, reserved, twice), [`StorageError::Unsupported`] for
-/// types that it cannot store.
+/// [`StorageError::Invalid`] for names that Lance refuses (with a dot or a backtick, reserved, twice),
+/// [`StorageError::Unsupported`] for types that it cannot store.
 pub fn storable_schema(schema: &Schema) -> Result<SchemaRef> {
     let mut names = std::collections::HashSet::new();
     let mut fields: Vec<FieldRef> = Vec::with_capacity(schema.fields().len());
@@ -54,7 +54,8 @@ pub fn storable_schema(schema: &Schema) -> Result<SchemaRef> {
         let name = field.name();
         if name.is_empty() || name.contains(['.', '`']) {
             return Err(StorageError::invalid(format!(
-                "column name \"{name}\" is empty or holds a dot or a backtick, which table files do not allow; give it another name with AS"
+                "column name \"{name}\" is empty or holds a dot or a backtick, which table files do not \
+                 allow; give it another name with AS"
             )));
         }
         if lance_core::is_system_column(name) {

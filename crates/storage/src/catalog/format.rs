@@ -102,7 +102,8 @@ pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
 /// Reads file number `number`. `file` names it in messages.
 ///
 /// # Errors
-/// [`StorageError::Corrupt`] if a checksum, length or number differs, [`StorageError::Unsupported`] for a newer version.
+/// [`StorageError::Corrupt`] if a checksum, length or number differs, [`StorageError::Unsupported`] for a newer
+/// version.
 pub(crate) fn decode(bytes: &[u8], number: u64, file: &str) -> Result<Decoded> {
     let corrupt =
         |why: String| StorageError::corrupt(format!("catalog file {file} is damaged ({why}); restore it from a copy"));
@@ -178,7 +179,8 @@ fn schema_to_hex(schema: &Schema) -> Result<String> {
     let mut writer = StreamWriter::try_new(&mut bytes, schema).map_err(failed)?;
     writer.finish().map_err(failed)?;
     drop(writer);
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+    Ok(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect())
 }
 
 fn schema_from_hex(hex: &str) -> Result<SchemaRef> {

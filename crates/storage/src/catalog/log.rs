@@ -87,8 +87,8 @@ impl CatalogLog {
     /// Applies `change` to the newest catalog and writes the result, again and again until no other writer was faster.
     ///
     /// # Errors
-    /// Those of `change`; [`StorageError::Conflict`] after too many attempts; [`StorageError::Unavailable`] if the store
-    /// does not answer.
+    /// Those of `change`; [`StorageError::Conflict`] after too many attempts; [`StorageError::Unavailable`] if the
+    /// store does not answer.
     pub(crate) async fn commit<T>(
         &self,
         mut change: impl FnMut(&Catalog) -> Result<Change<T>>,
