@@ -122,7 +122,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_changed(tmp_path):
 
 
 def test_a_statement_over_its_memory_says_so(tmp_path):
-    database = Sagitta(str(tmp_path / "data"), options=("--memory-limit", "20M"))
+    database = Sagitta(str(tmp_path / "data"), options=("--memory-limit", "64M"))
     error = database.fails(
         "SELECT count(*) FROM (SELECT a.value, count(*) FROM generate_series(1, 3000000) a GROUP BY a.value) t"
         " JOIN generate_series(1, 3000000) b ON t.value = b.value"

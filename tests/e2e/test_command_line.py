@@ -121,7 +121,7 @@ def test_arrow_keeps_the_types(loaded):
 
 
 def test_markdown_and_vertical_are_for_people(nowhere):
-    assert "| ---: | " in nowhere("--format", "markdown", "-c", SELECT).stdout
+    assert "| --: | -------- | ----: |" in nowhere("--format", "markdown", "-c", SELECT).stdout
     vertical = nowhere("--format", "vertical", "-c", SELECT).stdout
     assert "─[ row 3 ]─" in vertical and "(3 rows)" in vertical
 

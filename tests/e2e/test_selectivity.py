@@ -65,7 +65,9 @@ def database(tmp_path_factory, data) -> Sagitta:
             f" CASE WHEN id = {NULL_ROW} THEN NULL ELSE s::VECTOR({DIMENSIONS}, FLOAT16) END,"
             f" CASE WHEN id = {NULL_ROW} THEN NULL ELSE s::VECTOR({DIMENSIONS}, INT8) END,"
             f" CASE WHEN id = {NULL_ROW} THEN NULL ELSE g END,"
-            f" CASE WHEN id = {NULL_ROW} THEN NULL ELSE binary_quantize(s) END FROM part",
+            f" CASE WHEN id = {NULL_ROW} THEN NULL ELSE binary_quantize(s) END FROM part"
+            # Rows are stored in the order of the query, so that row order is the order of the ids.
+            " ORDER BY id",
             "-c", "DROP TABLE part",
         )
     assert database.value("SELECT count(*) FROM t") == ROWS
