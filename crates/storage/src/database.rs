@@ -377,7 +377,8 @@ impl Database {
         }
         let snapshot = self.snapshot(entry).await?;
         let rows = Rows::new(rows, snapshot.schema())?;
-        let pending = write_files(snapshot.dataset().clone(), snapshot.location(), rows, progress).await?;
+        let pending =
+            write_files(&self.inner.root, &entry.location, snapshot.dataset().clone(), rows, progress).await?;
         let count = pending.rows;
         if count == 0 {
             return Ok(0);

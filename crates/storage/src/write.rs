@@ -9,13 +9,17 @@ use std::task::{Context, Poll, ready};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use async_trait::async_trait;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
 use futures::Stream;
 use lance::Dataset;
-use lance::dataset::transaction::Transaction;
+use lance::dataset::progress::WriteFragmentProgress;
+use lance::dataset::transaction::{Operation, Transaction};
 use lance::dataset::{CommitBuilder, InsertBuilder, WriteMode, WriteParams};
 use lance_core::datatypes::Schema as LanceSchema;
+use lance_table::format::Fragment;
+use object_store::ObjectStoreExt;
 
 use crate::error::{Result, StorageError};
 use crate::snapshot::guard;
@@ -124,20 +128,25 @@ pub(crate) async fn create_dataset(
 pub(crate) struct Pending {
     dataset: Arc<Dataset>,
     transaction: Transaction,
+    files: Uncommitted,
     what: String,
     /// Rows written.
     pub(crate) rows: u64,
 }
 
-/// Writes rows as new data files of `dataset` without committing them.
+/// Writes rows as new data files of `dataset`, which is in `relative` below `root`, without committing them. When the
+/// future or its result is dropped, the files are removed.
 pub(crate) async fn write_files(
+    root: &Root,
+    relative: &str,
     dataset: Arc<Dataset>,
-    location: &str,
     rows: Rows,
     progress: Option<Progress>,
 ) -> Result<Pending> {
-    let what = format!("cannot append to {location}");
-    let params = WriteParams { mode: WriteMode::Append, ..write_params() };
+    let what = format!("cannot append to {}", crate::snapshot::shown(root, relative));
+    let files = Uncommitted { root: root.clone(), folder: format!("{relative}/data"), written: Arc::default() };
+    let written = Arc::new(Written { files: files.written.clone() });
+    let params = WriteParams { mode: WriteMode::Append, progress: written, ..write_params() };
     let (stream, witness) = rows.watched();
     let mut builder = InsertBuilder::new(dataset.clone()).with_params(&params);
     if let Some(progress) = progress {
@@ -147,13 +156,77 @@ pub(crate) async fn write_files(
     }
     let written = guard(&what, builder.execute_uncommitted_stream(stream)).await;
     let transaction = witness.explain(written)?;
-    Ok(Pending { dataset, transaction, what, rows: witness.rows() })
+    if let Operation::Append { fragments } = &transaction.operation {
+        files.add(fragments);
+    }
+    Ok(Pending { dataset, transaction, files, what, rows: witness.rows() })
 }
 
 impl Pending {
     /// Makes the rows part of the table, as one version.
     pub(crate) async fn commit(self) -> Result<Dataset> {
+        // From here on a version may name the files, whatever becomes of us.
+        self.files.keep();
         guard(&self.what, CommitBuilder::new(self.dataset).execute(self.transaction)).await
+    }
+}
+
+/// Data files that no version names yet; they are removed when this is dropped.
+struct Uncommitted {
+    root: Root,
+    folder: String,
+    written: Arc<Mutex<Vec<String>>>,
+}
+
+impl Uncommitted {
+    fn add(&self, fragments: &[Fragment]) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = fragments.iter().flat_map(|fragment| &fragment.files).map(|file| file.path.clone());
+        written.extend(paths);
+    }
+
+    fn keep(&self) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for Uncommitted {
+    fn drop(&mut self) {
+        let files = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
+        if files.is_empty() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (root, folder) = (self.root.clone(), std::mem::take(&mut self.folder));
+        runtime.spawn(async move {
+            for file in files {
+                match root.store().delete(&root.path(&format!("{folder}/{file}"))).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => {
+                        tracing::warn!(file, %error, "a file of a cancelled write is left and wastes space");
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Hears from Lance which data files are complete.
+#[derive(Debug)]
+struct Written {
+    files: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait]
+impl WriteFragmentProgress for Written {
+    async fn begin(&self, _fragment: &Fragment) -> lance::Result<()> {
+        Ok(())
+    }
+
+    async fn complete(&self, fragment: &Fragment) -> lance::Result<()> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.extend(fragment.files.iter().map(|file| file.path.clone()));
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path as FsPath;
 use std::sync::atomic::Ordering;
 
 use arrow::array::{AsArray, Int32Array, RecordBatch};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
@@ -319,23 +319,56 @@ async fn an_error_of_the_rows_comes_back_unchanged_and_leaves_nothing() {
     assert!(files(folder.path()).iter().all(|file| !file.contains(".lance")));
 }
 
+/// A stream that gives `count` batches, says so, and never ends.
+fn endless(
+    schema: SchemaRef,
+    count: i32,
+    batch: impl Fn(i32) -> RecordBatch + Send + 'static,
+) -> (SendableRecordBatchStream, Arc<tokio::sync::Notify>) {
+    let reached = Arc::new(tokio::sync::Notify::new());
+    let signal = reached.clone();
+    let batches = futures::stream::iter(0..count).map(move |number| Ok(batch(number)));
+    let end = futures::stream::once(async move {
+        signal.notify_one();
+        std::future::pending().await
+    });
+    (Box::pin(RecordBatchStreamAdapter::new(schema, batches.chain(end))), reached)
+}
+
+#[tokio::test]
+async fn a_cancelled_append_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = open(folder.path()).await.unwrap();
+    let t = name("t");
+    let columns = Arc::new(Schema::new(vec![Field::new("x", DataType::Int32, false)]));
+    database.create_table(&t, definition(columns.clone()), CreateMode::ErrorIfExists).await.unwrap();
+    let before = files(folder.path());
+    // More rows than one file holds, so that a whole file is there when the statement is cancelled.
+    let schema = columns.clone();
+    let (rows, reached) = endless(columns, 12, move |number| {
+        let numbers = Int32Array::from_iter_values(number * 100_000..(number + 1) * 100_000);
+        RecordBatch::try_new(schema.clone(), vec![Arc::new(numbers)]).unwrap()
+    });
+    let entry = entry(&database, &t).await;
+    tokio::select! {
+        done = database.append(&t, &entry, rows, None) => panic!("{done:?}"),
+        () = reached.notified() => {}
+    }
+    let written = files(folder.path()).len();
+    assert!(written > before.len(), "a file was complete when the statement was cancelled");
+    let begun = std::time::Instant::now();
+    while files(folder.path()) != before {
+        assert!(begun.elapsed() < Duration::from_secs(20), "files are left: {:?}", files(folder.path()));
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(newest(&database, &t).await.row_count(), 0);
+}
+
 #[tokio::test]
 async fn a_cancelled_creation_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let database = open(folder.path()).await.unwrap();
-    let reached = Arc::new(tokio::sync::Notify::new());
-    let signal = reached.clone();
-    let endless = futures::stream::unfold(0, move |number| {
-        let signal = signal.clone();
-        async move {
-            if number == 200 {
-                signal.notify_one();
-                std::future::pending::<()>().await;
-            }
-            Some((Ok(rows(number..number + 1)), number + 1))
-        }
-    });
-    let rows = Box::pin(RecordBatchStreamAdapter::new(schema(), endless)) as SendableRecordBatchStream;
+    let (rows, reached) = endless(schema(), 200, |number| rows(number..number + 1));
     let t = name("t");
     tokio::select! {
         made = database.create_table_from(&t, definition(schema()), CreateMode::ErrorIfExists, rows, None) => {
