@@ -39,7 +39,7 @@ pub(crate) trait Register: Arithmetic {
     unsafe fn sum(self) -> f64;
 }
 
-/// The sixteen virtual lanes in `N` registers: lane `N·j + i` is element `i` of register `j`.
+/// The sixteen virtual lanes in `N` registers: lane `WIDTH·j + i` is element `i` of register `j`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lanes<R, const N: usize>(pub(crate) [R; N]);
 

@@ -2,6 +2,12 @@
 //!
 //! The kernels of each are compared in the unit tests, which go through `Isa::available()`; this file makes sure that
 //! nothing is missing from there. What the machine has is asked of the system, not of the crate, where it tells.
+//!
+//! Sets that a machine lacks can be run by emulation, from test binaries that are linked statically
+//! (`-C target-feature=+crt-static`): AVX-512 under Bochs with `cpu: model=corei7_icelake_u`, where the binaries are the
+//! whole initramfs of a Linux 5.10 booted with `noxsaves nopku clearcpuid=580` (580 is FSRM: without ERMS, which Bochs
+//! does not offer, that kernel's `memmove` runs wild); NEON under `qemu-aarch64-static` (there the three tests of this
+//! file that start processes or read the host's /proc/cpuinfo cannot pass).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
