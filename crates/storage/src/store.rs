@@ -297,3 +297,22 @@ impl ObjectStore for DurableLocal {
         self.inner.rename_opts(from, to, options).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::fixtures::{name, newest, table};
+    use crate::{Database, OpenOptions};
+
+    #[tokio::test]
+    async fn lance_writes_local_tables_through_the_store_that_syncs() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = folder.path().display().to_string();
+        let database = Database::open(&location, OpenOptions::default()).await.unwrap();
+        table(&database, &[0..3]).await;
+        let snapshot = newest(&database, &name("t")).await;
+        assert!(snapshot.dataset().uri().starts_with("file-object-store:///"), "{}", snapshot.dataset().uri());
+        let store = snapshot.dataset().object_store(None).await.unwrap();
+        let shown = format!("{:?}", store.inner);
+        assert!(shown.contains("DurableLocal") && shown.contains("fsync: true"), "{shown}");
+    }
+}
