@@ -193,7 +193,10 @@ async fn an_error_has_a_kind_a_place_and_a_hint() {
     assert!(matches!(error.kind, ErrorKind::Invalid | ErrorKind::NotFound), "{error}");
     assert_eq!(&sql[error.place.clone().expect("a place")], "ebm");
     assert!(error.hint.as_deref().unwrap_or_default().contains("emb"), "{:?}", error.hint);
-    let kind = async |sql: &str| session.execute(sql).await.err().map(|error| error.kind);
+    let kind = async |sql: &str| match session.execute(sql).await {
+        Ok(answer) => answer.collect().await.err().map(|error| error.kind),
+        Err(error) => Some(error.kind),
+    };
     assert_eq!(kind("SELECT * FROM nowhere").await, Some(ErrorKind::NotFound));
     assert_eq!(kind("CREATE TABLE line (id INT)").await, Some(ErrorKind::Conflict));
     assert_eq!(kind("DELETE FROM line").await, Some(ErrorKind::Unsupported));
