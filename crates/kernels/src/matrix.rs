@@ -89,11 +89,12 @@ fn blocked_group(
         query.set(vector)?;
         prepared.push(query);
     }
+    let mut scratch = [0.0; ROWS_PER_STEP];
     let block = (BLOCK_BYTES / dim).clamp(1, ROWS_PER_STEP);
     for start in (0..rows.len()).step_by(block) {
         let block = rows.range(start, block.min(rows.len() - start));
         for (query, out) in prepared.iter().zip(out.chunks_mut(rows.len())) {
-            query.measure(&block, &mut out[start..][..block.len()]);
+            query.measure(&block, &mut out[start..][..block.len()], &mut scratch);
         }
     }
     Ok(())
@@ -176,7 +177,7 @@ pub fn pair_distances(
     for (index, out) in out.iter_mut().enumerate() {
         if let Some(vector) = left.rows(dim, index, 1) {
             query.set(vector)?;
-            query.measure(&rows.range(index, 1), std::slice::from_mut(out));
+            query.measure(&rows.range(index, 1), std::slice::from_mut(out), &mut [0.0]);
         }
     }
     Ok(())

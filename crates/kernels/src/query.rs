@@ -137,9 +137,10 @@ impl Query {
         if out.len() != rows.len() {
             return Err(DistanceError::OutputLength { places: out.len(), distances: rows.len() });
         }
+        let mut scratch = [0.0; ROWS_PER_STEP];
         let mut start = 0;
         for out in out.chunks_mut(ROWS_PER_STEP) {
-            self.measure(&rows.range(start, out.len()), out);
+            self.measure(&rows.range(start, out.len()), out, &mut scratch);
             start += out.len();
         }
         Ok(())
@@ -151,11 +152,11 @@ impl Query {
     /// As [`Query::distances`].
     pub fn top_k(&self, rows: Vectors<'_>, first_row: u64, top: &mut TopK) -> Result<(), DistanceError> {
         let rows = self.checked(rows)?;
-        let mut distances = [0.0; ROWS_PER_STEP];
+        let (mut distances, mut scratch) = ([0.0; ROWS_PER_STEP], [0.0; ROWS_PER_STEP]);
         for start in (0..rows.len()).step_by(ROWS_PER_STEP) {
             let count = ROWS_PER_STEP.min(rows.len() - start);
             let distances = &mut distances[..count];
-            self.measure(&rows.range(start, count), distances);
+            self.measure(&rows.range(start, count), distances, &mut scratch);
             let row = first_row + start as u64;
             offer(distances, top, |offset| row + offset as u64);
         }
@@ -177,10 +178,10 @@ impl Query {
     ) -> Result<(), DistanceError> {
         let rows = self.checked(rows)?;
         rows.select(selected)?;
-        let mut distances = [0.0; ROWS_PER_STEP];
+        let (mut distances, mut scratch) = ([0.0; ROWS_PER_STEP], [0.0; ROWS_PER_STEP]);
         for selected in selected.chunks(ROWS_PER_STEP) {
             let distances = &mut distances[..selected.len()];
-            self.measure(&rows.select(selected)?, distances);
+            self.measure(&rows.select(selected)?, distances, &mut scratch);
             offer(distances, top, |index| first_row + u64::from(selected[index]));
         }
         Ok(())
@@ -195,10 +196,9 @@ impl Query {
         Rows::all(rows, self.dim)
     }
 
-    /// Distances of at most [`ROWS_PER_STEP`] checked rows, one place of `out` per row.
-    pub(crate) fn measure(&self, rows: &Rows<'_>, out: &mut [f64]) {
-        let mut second = [0.0; ROWS_PER_STEP];
-        let second = &mut second[..out.len()];
+    /// Distances of checked rows, one place of `out` per row. `scratch`: at least as many places, to be overwritten.
+    pub(crate) fn measure(&self, rows: &Rows<'_>, out: &mut [f64], scratch: &mut [f64]) {
+        let second = &mut scratch[..out.len()];
         let mut sums = Sums { first: out, second };
         let kind = self.metric.sum_kind();
         match rows {
