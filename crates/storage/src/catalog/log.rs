@@ -2,7 +2,7 @@
 //! put-if-absent and never changed or deleted, so two processes can never overwrite each other: the highest number is
 //! the truth. What is in a file is `format.rs`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -36,8 +36,11 @@ const PROBES_MAX: u32 = 16;
 /// The catalog files of one database, with the newest one known.
 pub(crate) struct CatalogLog {
     root: Root,
-    /// Held while a change is written, so that the sessions of one process queue here and not at the store.
-    newest: Mutex<Option<Arc<Catalog>>>,
+    /// The newest catalog known.
+    known: std::sync::Mutex<Option<Arc<Catalog>>>,
+    /// Held while changes are written or fetched, so that the sessions of one process queue here and not at the store.
+    /// Sessions that only find that nothing changed do not queue.
+    turn: Mutex<()>,
 }
 
 /// Why a change is not in the catalog, or not certainly.
@@ -75,13 +78,18 @@ enum Put {
 
 impl CatalogLog {
     pub(crate) fn new(root: Root) -> Self {
-        Self { root, newest: Mutex::new(None) }
+        Self { root, known: std::sync::Mutex::new(None), turn: Mutex::new(()) }
     }
 
     /// The newest catalog. Cost: one GET that finds nothing when nothing changed, else one more per change.
     pub(crate) async fn newest(&self) -> Result<Arc<Catalog>> {
-        let mut known = self.newest.lock().await;
-        self.refresh(&mut known).await
+        if let Some(known) = self.known()
+            && self.get(known.number + 1).await?.is_none()
+        {
+            return Ok(known);
+        }
+        let _turn = self.turn.lock().await;
+        self.refresh().await
     }
 
     /// Applies `change` to the newest catalog and writes the result, again and again until no other writer was faster.
@@ -93,12 +101,12 @@ impl CatalogLog {
         &self,
         mut change: impl FnMut(&Catalog) -> Result<Change<T>>,
     ) -> Result<T, CommitError> {
-        let mut known = self.newest.lock().await;
+        let _turn = self.turn.lock().await;
         for attempt in 0..ATTEMPTS_MAX {
             if attempt > 0 {
                 tokio::time::sleep((BACKOFF * attempt).min(BACKOFF_MAX)).await;
             }
-            let current = self.refresh(&mut known).await?;
+            let current = self.refresh().await?;
             let (mut next, result) = match change(&current)? {
                 Change::Nothing(result) => return Ok(result),
                 Change::Write(next, result) => (next, result),
@@ -107,7 +115,7 @@ impl CatalogLog {
             match self.put(&next).await? {
                 Put::Done => {
                     tracing::info!(number = next.number, attempt, "catalog changed");
-                    *known = Some(Arc::new(next));
+                    self.remember(Arc::new(next));
                     return Ok(result);
                 }
                 Put::Taken => tracing::debug!(number = next.number, attempt, "another writer was faster"),
@@ -119,9 +127,9 @@ impl CatalogLog {
         .into())
     }
 
-    async fn refresh(&self, known: &mut Option<Arc<Catalog>>) -> Result<Arc<Catalog>> {
-        let mut current = match known.as_ref() {
-            Some(catalog) => catalog.clone(),
+    async fn refresh(&self) -> Result<Arc<Catalog>> {
+        let mut current = match self.known() {
+            Some(catalog) => catalog,
             None => match self.last_listed().await? {
                 0 => Arc::new(Catalog::default()),
                 last => self.read_existing(last).await?,
@@ -140,8 +148,16 @@ impl CatalogLog {
                 }
             }
         }
-        *known = Some(current.clone());
+        self.remember(current.clone());
         Ok(current)
+    }
+
+    fn known(&self) -> Option<Arc<Catalog>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, catalog: Arc<Catalog>) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(catalog);
     }
 
     async fn read_existing(&self, number: u64) -> Result<Arc<Catalog>> {
