@@ -105,6 +105,9 @@ pub(crate) unsafe fn widen<L: Load<T>, T: Element>(vector: &[T], blocks: &mut [F
 /// only so far: four streams together reach more of the bandwidth than one (Zen 3: 22 instead of 15 GB/s).
 const STREAMS: usize = 4;
 
+/// Blocks below this are read in sequence: places so near to each other would share the pages that a core looks ahead in.
+const STREAMED_BYTES_MIN: usize = 32 * 1024;
+
 /// How many bytes of rows are asked for before they are read: enough to cover the latency of memory.
 const BYTES_AHEAD: usize = 3072;
 
@@ -116,7 +119,8 @@ const BYTES_AHEAD: usize = 3072;
 unsafe fn each_row<K: RowSum<T>, T>(kernel: &K, rows: &RowBlock<'_, T>, sums: &mut Sums<'_>) {
     let (values, width) = (rows.values(), rows.values_per_row());
     let visits_ahead = BYTES_AHEAD / (width * size_of::<T>()).max(1) + 1;
-    let part = sums.first.len() / STREAMS;
+    let is_wide = size_of_val(values) >= STREAMED_BYTES_MIN;
+    let part = if is_wide { sums.first.len() / STREAMS } else { 0 };
     if rows.is_selected() {
         let index_of = |visit| if visit < part * STREAMS { visit % STREAMS * part + visit / STREAMS } else { visit };
         for visit in 0..rows.len() {
@@ -147,7 +151,8 @@ unsafe fn each_row<K: RowSum<T>, T>(kernel: &K, rows: &RowBlock<'_, T>, sums: &m
     }
     for (index, row) in (part * STREAMS..).zip(rest.chunks_exact(width)) {
         // SAFETY: the caller vouches for the instruction set.
-        (sums.first[index], sums.second[index]) = unsafe { kernel.sums(row, row.as_ptr().cast()) };
+        (sums.first[index], sums.second[index]) =
+            unsafe { kernel.sums(row, row.as_ptr().cast::<u8>().wrapping_add(BYTES_AHEAD)) };
     }
 }
 
