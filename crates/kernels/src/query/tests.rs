@@ -117,6 +117,20 @@ fn many_rows_have_the_same_bits_as_one_at_a_time() {
 }
 
 #[test]
+fn blocks_that_are_read_from_several_places_have_the_same_bits() {
+    let mut random = Random::new(11);
+    // Large enough for every element type, bits included, to be read in streams.
+    let (dim, count) = (1024, 263);
+    for metric in Metric::ALL {
+        for (query_type, row_type) in element_pairs(metric) {
+            let query = random.vectors(query_type, dim);
+            let rows = random.vectors(row_type, count * dim);
+            check_same_bits(metric, dim, &query, &rows);
+        }
+    }
+}
+
+#[test]
 fn slices_that_start_anywhere_are_read_right() {
     let mut random = Random::new(5);
     let dim = 72;
