@@ -569,6 +569,10 @@ async fn check_or_initialise(root: &Root, create: bool) -> Result<()> {
     }
     let found = first_entries(root).await?;
     if !found.is_empty() {
+        // Another process may have made the database between our two looks.
+        if let Some(bytes) = read_mark(root).await? {
+            return check_mark(&shown, &bytes);
+        }
         return Err(StorageError::not_a_database(format!(
             "{shown} is not empty and holds no database (it has {}); give an empty or new folder, or \
              that of a database",
@@ -624,7 +628,8 @@ fn check_mark(shown: &str, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A few names of what is there. What a fresh file system brings along does not count.
+/// A few names of what is there. What a fresh file system brings along does not count, nor does a mark that another
+/// process is writing at this moment.
 async fn first_entries(root: &Root) -> Result<Vec<String>> {
     const SHOWN_MAX: usize = 3;
     let what = || format!("cannot look into {}", root.location().shown());
@@ -637,7 +642,8 @@ async fn first_entries(root: &Root) -> Result<Vec<String>> {
         let mut found = Vec::new();
         while let Some(entry) = entries.next_entry().await.map_err(|error| StorageError::from_io(what(), error))? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != "lost+found" && found.len() < SHOWN_MAX {
+            let is_mark = name.strip_prefix(MARK).is_some_and(|rest| rest.starts_with('#'));
+            if name != "lost+found" && !is_mark && found.len() < SHOWN_MAX {
                 found.push(name);
             }
         }

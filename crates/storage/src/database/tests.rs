@@ -45,6 +45,8 @@ async fn a_new_or_empty_folder_becomes_a_database_and_opens_again() {
     for path in [folder.path().to_owned(), folder.path().join("not yet/there ä")] {
         if path == folder.path() {
             std::fs::create_dir(path.join("lost+found")).unwrap();
+            // What another process is about to publish, or left when it was killed.
+            std::fs::write(path.join("sagitta.json#1"), "{").unwrap();
         }
         let database = open(&path).await.unwrap();
         database.create_schema("s", false).await.unwrap();
@@ -124,6 +126,26 @@ async fn two_handles_that_change_the_catalog_at_once_both_succeed() {
         let tables: usize = catalog.schemas.values().map(|schema| schema.relations.len()).sum();
         assert_eq!(tables, TASKS * EACH);
         assert_eq!(catalog.number, 2 * (TASKS * EACH) as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_that_open_a_new_folder_at_once_all_get_the_same_database() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tasks = Vec::new();
+        for task in 0..8 {
+            let path = folder.path().join("new");
+            tasks.push(tokio::spawn(async move {
+                let database = open(&path).await.unwrap();
+                database.create_schema(&format!("s{task}"), false).await.unwrap();
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let catalog = open(&folder.path().join("new")).await.unwrap().catalog().await.unwrap();
+        assert_eq!(catalog.schemas.len(), 9);
     }
 }
 
