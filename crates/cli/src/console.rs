@@ -11,6 +11,7 @@ use engine::arrow::array::RecordBatch;
 use engine::arrow::datatypes::SchemaRef;
 use engine::{Answer, Done, Progress, Session, Statement};
 use futures::StreamExt;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::print::{self, PrintOptions, Printer};
@@ -116,6 +117,8 @@ enum Event {
 /// A session and the way its answers are shown.
 pub struct Console {
     pub session: Session,
+    /// Where statements run; this thread only prints and listens.
+    pub workers: Handle,
     pub print: PrintOptions,
     pub output: Output,
     /// Colour for errors, which go to standard error.
@@ -157,6 +160,18 @@ impl Console {
             }
         }
         Outcome::Done
+    }
+
+    /// Asks the session for something that is no statement.
+    ///
+    /// # Errors
+    /// What the session says, or that it stopped.
+    pub async fn ask<T, A>(&self, question: impl FnOnce(Session) -> A) -> Result<T, engine::Error>
+    where
+        T: Send + 'static,
+        A: Future<Output = Result<T, engine::Error>> + Send + 'static,
+    {
+        self.workers.spawn(question(self.session.clone())).await.unwrap_or_else(|error| Err(stopped(&error)))
     }
 
     /// Shows an error.
@@ -212,8 +227,7 @@ impl Console {
         let (sender, mut events) = mpsc::channel(BATCHES_WAITING_MAX);
         let session = self.session.clone();
         let owned = statement.clone();
-        // On a thread of its own: however busy the statement is, the terminal is drawn and Ctrl-C is heard.
-        let task = tokio::spawn(async move {
+        let task = self.workers.spawn(async move {
             if let Err(error) = drive(session, owned, &sender).await {
                 // If the printer has gone, so has the interest in the error.
                 let _ = sender.send(Event::Failed(error)).await;
@@ -221,8 +235,10 @@ impl Console {
         });
         let result = self.follow(&mut events, statement.text()).await;
         if matches!(result, Err(Failure::Vanished)) {
-            let cause = task.await.err().map(|error| error.to_string()).unwrap_or_default();
-            return Err(Failure::Message(format!("internal error, please report it: the statement stopped: {cause}")));
+            return match task.await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(Failure::Engine(stopped(&error))),
+            };
         }
         task.abort();
         result
@@ -293,6 +309,11 @@ impl Console {
         let column_width_max = self.print.column_width_max.filter(|_| !is_describing);
         PrintOptions { column_width_max, ..self.print }
     }
+}
+
+/// The error of work that ended without an answer.
+pub fn stopped(error: &tokio::task::JoinError) -> engine::Error {
+    engine::Error::new(engine::ErrorKind::Internal, format!("the engine stopped: {error}; please report it"))
 }
 
 async fn drive(session: Session, statement: Statement, events: &mpsc::Sender<Event>) -> Result<(), engine::Error> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use engine::{Format, ImportMode, ImportOptions, Progress};
 
 use crate::args::{Import, InputFormat};
-use crate::console::{Console, Outcome, in_words};
+use crate::console::{Console, Outcome, in_words, stopped};
 use crate::progress::{DRAW_INTERVAL, ImportBar};
 use crate::report::Report;
 
@@ -23,7 +23,7 @@ pub async fn run(import: Import, mut console: Console) -> Outcome {
     let counted = Arc::new(Progress::default());
     let bar = ImportBar::new(console.progress, counted.clone());
     let session = console.session.clone();
-    let mut task = tokio::spawn(async move { session.import(options, counted).await });
+    let mut task = console.workers.spawn(async move { session.import(options, counted).await });
     let mut ticks = tokio::time::interval(DRAW_INTERVAL);
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     let ended = loop {
@@ -40,15 +40,10 @@ pub async fn run(import: Import, mut console: Console) -> Outcome {
         }
     };
     bar.clear();
-    let rows = match ended {
-        Ok(Ok(rows)) => rows,
-        Ok(Err(error)) => {
-            console.show(Report::of(&error, None));
-            return Outcome::Failed;
-        }
+    let rows = match ended.unwrap_or_else(|error| Err(stopped(&error))) {
+        Ok(rows) => rows,
         Err(error) => {
-            let message = format!("internal error, please report it: the import stopped: {error}");
-            console.show(Report { message, ..Report::default() });
+            console.show(Report::of(&error, None));
             return Outcome::Failed;
         }
     };

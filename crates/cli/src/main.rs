@@ -18,6 +18,9 @@ use std::time::Duration;
 
 /// Deep expressions are planned by recursion: a worker's stack holds what the main thread's would.
 const WORKER_STACK_BYTES: usize = 16 << 20;
+/// Threads beyond those that a statement uses: one that was cancelled gives its own back only at its next pause, and
+/// the statement after it shall not wait for that.
+const WORKERS_SPARE: usize = 2;
 /// How long background work may take to notice that the process ends.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
@@ -33,22 +36,27 @@ fn main() -> ExitCode {
         }
     };
     start_log();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(args.global.threads.unwrap_or(cores))
+    let workers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(args.global.threads.unwrap_or(cores) + WORKERS_SPARE)
         .thread_stack_size(WORKER_STACK_BYTES)
         .enable_all()
         .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
+    // The terminal has a runtime of its own on this thread: workers that are busy with a statement for seconds on end
+    // look after neither clocks nor signals, and the terminal wants both, above all then.
+    let terminal = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (workers, terminal) = match (workers, terminal) {
+        (Ok(workers), Ok(terminal)) => (workers, terminal),
+        (Err(error), _) | (_, Err(error)) => {
             eprintln!(
                 "error: cannot start threads: {error}; raise the limit on processes (ulimit -u) or use --threads 1"
             );
             return ExitCode::from(1);
         }
     };
-    let outcome = run::run(args, &runtime);
-    runtime.shutdown_timeout(SHUTDOWN_MAX);
+    let outcome = run::run(args, &terminal, workers.handle());
+    // Whoever waits for standard input, waits for good.
+    terminal.shutdown_background();
+    workers.shutdown_timeout(SHUTDOWN_MAX);
     outcome.exit_code()
 }
 

@@ -4,17 +4,19 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use engine::{Engine, EngineOptions};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::args::{Args, Command, Global, Script};
-use crate::console::{Console, Outcome, Output};
+use crate::console::{Console, Outcome, Output, stopped};
 use crate::print::{Format, PrintOptions};
 use crate::report::Report;
 use crate::shell::{self, Shell};
 use crate::{import, progress};
 
 /// Does what the command line asks for; errors are shown here.
-pub fn run(mut args: Args, runtime: &Runtime) -> Outcome {
+///
+/// Statements run on `workers`; `terminal` is the runtime of this thread, which prints and listens.
+pub fn run(mut args: Args, terminal: &Runtime, workers: &Handle) -> Outcome {
     let error_color = args.global.color.colors(std::io::stderr().is_terminal());
     if args.command.is_none() && args.scripts.is_empty() && !std::io::stdin().is_terminal() {
         args.scripts.push(Script::StandardInput);
@@ -30,7 +32,7 @@ pub fn run(mut args: Args, runtime: &Runtime) -> Outcome {
         Ok(shell) => shell,
         Err(error) => return shell::give_up(&error, error_color),
     };
-    let opened = runtime.block_on(open(&args.global));
+    let opened = terminal.block_on(open(&args.global, workers));
     let engine = match opened {
         Some(Ok(engine)) => engine,
         Some(Err(error)) => {
@@ -41,6 +43,7 @@ pub fn run(mut args: Args, runtime: &Runtime) -> Outcome {
     };
     let console = Console {
         session: engine.session(),
+        workers: workers.clone(),
         print: PrintOptions {
             format: args.statements.format,
             column_width_max: Some(args.statements.max_column_width).filter(|columns| *columns > 0),
@@ -56,14 +59,14 @@ pub fn run(mut args: Args, runtime: &Runtime) -> Outcome {
         catalog_changed: false,
     };
     match (args.command, shell) {
-        (Some(Command::Import(import)), _) => runtime.block_on(import::run(import, console)),
-        (None, Some(shell)) => shell.run(&engine, console, runtime),
-        (None, None) => runtime.block_on(run_scripts(args.scripts, console, engine.location())),
+        (Some(Command::Import(import)), _) => terminal.block_on(import::run(import, console)),
+        (None, Some(shell)) => shell.run(&engine, console, terminal),
+        (None, None) => terminal.block_on(run_scripts(args.scripts, console, engine.location())),
     }
 }
 
 /// Opens the database; nothing if the user interrupts it.
-async fn open(global: &Global) -> Option<Result<Engine, engine::Error>> {
+async fn open(global: &Global, workers: &Handle) -> Option<Result<Engine, engine::Error>> {
     let options = EngineOptions {
         storage_options: global.storage_options.clone(),
         memory_limit_bytes: global.memory_limit,
@@ -71,10 +74,9 @@ async fn open(global: &Global) -> Option<Result<Engine, engine::Error>> {
         create: true,
     };
     let location = global.data.clone();
-    // A task of its own, because opening may recurse and a worker has the larger stack.
-    let opening = tokio::spawn(async move { Engine::open(&location, options).await });
+    let opening = workers.spawn(async move { Engine::open(&location, options).await });
     tokio::select! {
-        opened = opening => Some(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))),
+        opened = opening => Some(opened.unwrap_or_else(|error| Err(stopped(&error)))),
         _ = tokio::signal::ctrl_c() => None,
     }
 }

@@ -62,7 +62,7 @@ pub async fn run(line: &str, console: &mut Console, location: &str) -> Next {
         "\\dv" => console.run_sql(&list_tables("t.table_type = 'VIEW' AND ", argument), None).await,
         "\\dn" => console.run_sql(LIST_SCHEMAS, None).await,
         "\\df" => list_functions(argument, console).await,
-        "\\set" => console.run_sql("SELECT * FROM system.settings ORDER BY 1", None).await,
+        "\\set" => console.run_sql("SHOW ALL", None).await,
         "\\timing" => switch(argument, console, "timing", |console| &mut console.timing),
         "\\x" => toggle_vertical(argument, console),
         "\\format" => choose_format(argument, console),
@@ -74,12 +74,20 @@ pub async fn run(line: &str, console: &mut Console, location: &str) -> Next {
         "\\echo" => tell(console, argument),
         "\\conninfo" => tell(console, &format!("database {location}, sagitta {}", env!("CARGO_PKG_VERSION"))),
         unknown => {
-            let nearest = names().find(|name| name.starts_with(unknown)).map(|name| format!("did you mean {name}?"));
-            let hint = nearest.unwrap_or_else(|| "\\? lists the meta-commands".to_owned());
+            let hint = nearest(unknown).map(|name| format!("did you mean {name}?"));
+            let hint = hint.unwrap_or_else(|| "\\? lists the meta-commands".to_owned());
             fail(console, &format!("there is no meta-command {unknown}"), Some(&hint))
         }
     };
     Next::Go(outcome)
+}
+
+/// The meta-command that was probably meant.
+fn nearest(unknown: &str) -> Option<&'static str> {
+    const SIMILARITY_MIN: f64 = 0.85;
+    let ranked = names().map(|name| (strsim::jaro_winkler(name, unknown), name));
+    let best = ranked.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(similarity, _)| *similarity >= SIMILARITY_MIN).map(|(_, name)| name)
 }
 
 /// The text that `\?` prints.
@@ -128,7 +136,7 @@ fn list_tables(condition: &str, pattern: &str) -> String {
 }
 
 async fn list_functions(pattern: &str, console: &mut Console) -> Outcome {
-    let functions = match console.session.vocabulary().await {
+    let functions = match console.ask(|session| async move { session.vocabulary().await }).await {
         Ok(vocabulary) => vocabulary.functions,
         Err(error) => {
             console.show(Report::of(&error, None));
@@ -171,7 +179,7 @@ async fn describe(name: &str, console: &mut Console) -> Outcome {
         (Some(schema), table) => (schema, table),
         (None, table) => ("public".to_owned(), table),
     };
-    let vocabulary = match console.session.vocabulary().await {
+    let vocabulary = match console.ask(|session| async move { session.vocabulary().await }).await {
         Ok(vocabulary) => vocabulary,
         Err(error) => {
             console.show(Report::of(&error, None));
@@ -212,10 +220,7 @@ async fn describe_view(schema: &str, table: &str, console: &mut Console) -> Outc
         literal(schema),
         literal(table)
     );
-    let answer = match console.session.execute(&sql).await {
-        Ok(answer) => answer.collect().await,
-        Err(error) => Err(error),
-    };
+    let answer = console.ask(|session| async move { session.execute(&sql).await?.collect().await }).await;
     let definition = answer.map(|batches| {
         let batch = batches.into_iter().find(|batch| batch.num_rows() > 0)?;
         batch.column(0).as_string_opt::<i32>().map(|texts| texts.value(0).to_owned())
@@ -349,6 +354,18 @@ mod tests {
         }
         assert_eq!(like("a_b*"), "'a\\_b%'");
         assert_eq!(literal("it's"), "'it''s'");
+    }
+
+    #[test]
+    fn the_command_that_was_meant_is_found() {
+        for (typed, meant) in [
+            ("\\time", Some("\\timing")),
+            ("\\conifno", Some("\\conninfo")),
+            ("\\formt", Some("\\format")),
+            ("\\zzz", None),
+        ] {
+            assert_eq!(nearest(typed), meant, "{typed}");
+        }
     }
 
     #[test]

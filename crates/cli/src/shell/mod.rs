@@ -63,14 +63,14 @@ impl Shell {
     }
 
     /// Reads and runs until the user leaves.
-    pub fn run(self, engine: &Engine, mut console: Console, runtime: &Runtime) -> Outcome {
+    pub fn run(self, engine: &Engine, mut console: Console, terminal: &Runtime) -> Outcome {
         let Shell { mut editor, vocabulary } = self;
         let history = History::open(&mut editor, &console);
         if !console.quiet {
             println!("sagitta {}, database {}", env!("CARGO_PKG_VERSION"), engine.location());
             println!("Statements end with a semicolon. \\? shows help, \\q leaves.");
         }
-        refresh(&console, &vocabulary, runtime);
+        refresh(&console, &vocabulary);
         loop {
             let typed = match editor.readline(PROMPT) {
                 Ok(typed) => typed,
@@ -85,13 +85,13 @@ impl Shell {
                 continue;
             }
             history.add(&mut editor, typed.trim_end());
-            match runtime.block_on(run_text(text, &mut console, engine)) {
+            match terminal.block_on(run_text(text, &mut console, engine)) {
                 meta::Next::Quit => return Outcome::Done,
                 meta::Next::Go(Outcome::PipeClosed) => return Outcome::PipeClosed,
                 meta::Next::Go(_) => {}
             }
             if std::mem::take(&mut console.catalog_changed) {
-                refresh(&console, &vocabulary, runtime);
+                refresh(&console, &vocabulary);
             }
         }
     }
@@ -114,10 +114,10 @@ async fn run_text(text: &str, console: &mut Console, engine: &Engine) -> meta::N
 }
 
 /// Learns again which tables, columns and functions there are, without keeping the user waiting.
-fn refresh(console: &Console, vocabulary: &SharedVocabulary, runtime: &Runtime) {
+fn refresh(console: &Console, vocabulary: &SharedVocabulary) {
     let session = console.session.clone();
     let vocabulary = vocabulary.clone();
-    runtime.spawn(async move {
+    console.workers.spawn(async move {
         // Without a vocabulary nothing is completed; whatever is wrong, the next statement will say.
         if let Ok(learned) = session.vocabulary().await {
             *vocabulary.write().unwrap_or_else(PoisonError::into_inner) = learned;
