@@ -44,7 +44,10 @@ async fn measure(location: &str, file: &str, column: &str) -> Result<(), Failure
     let session = load(location, file, column).await?;
     let (vectors, dim) = vectors(&session).await?;
     let rows = vectors.len() / dim;
-    println!("data: {file}, column {column}: {rows} × {dim} f32 = {} MB; k = {K}, cosine", vectors.len() * 4 / 1_000_000);
+    println!(
+        "data: {file}, column {column}: {rows} × {dim} f32 = {} MB; k = {K}, cosine",
+        vectors.len() * 4 / 1_000_000
+    );
     for threads in [1, 2] {
         library(&vectors, dim, threads)?;
     }
@@ -56,11 +59,21 @@ async fn measure(location: &str, file: &str, column: &str) -> Result<(), Failure
 /// A table with the column as `f32`, so that every contender has the same bytes.
 async fn load(location: &str, file: &str, column: &str) -> Result<Session, Failure> {
     let session = Engine::open(location, EngineOptions::default()).await?.session();
-    let options = ImportOptions { sources: vec![file.to_owned()], table: "source".into(), format: None, mode: ImportMode::Create };
+    let options = ImportOptions {
+        sources: vec![file.to_owned()],
+        table: "source".into(),
+        format: None,
+        mode: ImportMode::Create,
+    };
     session.import(options, Progress::new()).await?;
-    let described = session.execute(&format!("SELECT vector_dims({column}) FROM source LIMIT 1")).await?.collect().await?;
+    let described =
+        session.execute(&format!("SELECT vector_dims({column}) FROM source LIMIT 1")).await?.collect().await?;
     let dim = described[0].column(0).as_primitive::<Int64Type>().value(0);
-    session.execute(&format!("CREATE TABLE docs AS SELECT row_number() OVER () AS id, {column}::vector({dim}) AS emb FROM source")).await?;
+    session
+        .execute(&format!(
+            "CREATE TABLE docs AS SELECT row_number() OVER () AS id, {column}::vector({dim}) AS emb FROM source"
+        ))
+        .await?;
     Ok(session)
 }
 
@@ -70,7 +83,9 @@ async fn vectors(session: &Session) -> Result<(Vec<f32>, usize), Failure> {
     for batch in &batches {
         let list = batch.column(0).as_fixed_size_list();
         dim = list.value_length() as usize;
-        values.extend_from_slice(list.values().slice(list.offset() * dim, list.len() * dim).as_primitive::<Float32Type>().values());
+        values.extend_from_slice(
+            list.values().slice(list.offset() * dim, list.len() * dim).as_primitive::<Float32Type>().values(),
+        );
     }
     Ok((values, dim))
 }
@@ -86,7 +101,11 @@ fn top_k(query: &Query, vectors: &[f32], dim: usize, threads: usize) -> Result<V
                 let range = (thread * part).min(rows)..((thread + 1) * part).min(rows);
                 scope.spawn(move || {
                     let mut top = TopK::new(K);
-                    query.top_k(Vectors::F32(&vectors[range.start * dim..range.end * dim]), range.start as u64, &mut top)?;
+                    query.top_k(
+                        Vectors::F32(&vectors[range.start * dim..range.end * dim]),
+                        range.start as u64,
+                        &mut top,
+                    )?;
                     Ok(top)
                 })
             })
@@ -134,7 +153,10 @@ fn library(vectors: &[f32], dim: usize, threads: usize) -> Result<(), Failure> {
         reads.push(time);
     }
     let (scan, read) = (gigabytes_per_second(bytes, median(scans)), gigabytes_per_second(bytes, median(reads)));
-    println!("library, {threads} thread(s): {scan:.1} GB/s of {read:.1} GB/s that an unrolled read reaches: {:.0}%", scan / read * 100.0);
+    println!(
+        "library, {threads} thread(s): {scan:.1} GB/s of {read:.1} GB/s that an unrolled read reaches: {:.0}%",
+        scan / read * 100.0
+    );
     Ok(())
 }
 
@@ -220,7 +242,10 @@ async fn sql(location: &str, session: &Session, dim: usize) -> Result<(), Failur
     let cold = Engine::open(location, EngineOptions::default()).await?.session();
     let start = Instant::now();
     cold.prepare(search).await?.run(&[query()]).await?.collect().await?;
-    println!("SQL, cold (a new engine, through Lance; the files may be in the system's cache): {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "SQL, cold (a new engine, through Lance; the files may be in the system's cache): {:.1} ms",
+        start.elapsed().as_secs_f64() * 1e3
+    );
     session.execute("CREATE TABLE one AS SELECT * FROM docs LIMIT 1").await?;
     for (name, table) in [("all rows, warm", "docs"), ("one row: parse, plan, run, fetch alone", "one")] {
         let sql = search.replace("docs", table);
@@ -232,7 +257,11 @@ async fn sql(location: &str, session: &Session, dim: usize) -> Result<(), Failur
             times.push(start.elapsed());
         }
         times.sort_unstable();
-        println!("SQL, {name}: p50 {:.2} ms, p99 {:.2} ms", times[50].as_secs_f64() * 1e3, times[98].as_secs_f64() * 1e3);
+        println!(
+            "SQL, {name}: p50 {:.2} ms, p99 {:.2} ms",
+            times[50].as_secs_f64() * 1e3,
+            times[98].as_secs_f64() * 1e3
+        );
     }
     Ok(())
 }

@@ -74,7 +74,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn new(stream: SendableRecordBatchStream, progress: Progress, statement: Option<Statement>, deadline: Option<tokio::time::Instant>) -> Self {
+    pub(crate) fn new(
+        stream: SendableRecordBatchStream,
+        progress: Progress,
+        statement: Option<Statement>,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Self {
         Self {
             schema: stream.schema(),
             stream,
@@ -143,14 +148,21 @@ impl Stream for Rows {
 }
 
 pub(crate) fn timed_out() -> Error {
-    Error::new(ErrorKind::Cancelled, "the statement ran longer than statement_timeout and was cancelled; raise it with SET statement_timeout = '5min'")
+    Error::new(
+        ErrorKind::Cancelled,
+        "the statement ran longer than statement_timeout and was cancelled; raise it with SET statement_timeout = '5min'",
+    )
 }
 
 /// The error of a panic that was caught.
 pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    let text =
+        panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     let text = text.unwrap_or_else(|| "no message".to_owned());
-    Error::new(ErrorKind::Internal, format!("the statement hit a mistake of the engine ({text}); nothing of it was committed"))
+    Error::new(
+        ErrorKind::Internal,
+        format!("the statement hit a mistake of the engine ({text}); nothing of it was committed"),
+    )
 }
 
 /// How far a statement or an import is.
@@ -183,14 +195,19 @@ impl Progress {
 
     /// Rows read so far, by a query's scans or by an import.
     pub fn rows_done(&self) -> u64 {
-        let scanned = self.plan.as_ref().map_or(0, |plan| sum_of_leaves(plan, |leaf| leaf.metrics().and_then(|metrics| metrics.output_rows())));
+        let scanned = self
+            .plan
+            .as_ref()
+            .map_or(0, |plan| sum_of_leaves(plan, |leaf| leaf.metrics().and_then(|metrics| metrics.output_rows())));
         scanned as u64 + self.rows_done.load(Ordering::Relaxed)
     }
 
     /// Rows that the scans hold, where statistics know.
     pub fn rows_total(&self) -> Option<u64> {
         let plan = self.plan.as_ref()?;
-        let total = sum_of_leaves(plan, |leaf| leaf.partition_statistics(None).ok().and_then(|statistics| statistics.num_rows.get_value().copied()));
+        let total = sum_of_leaves(plan, |leaf| {
+            leaf.partition_statistics(None).ok().and_then(|statistics| statistics.num_rows.get_value().copied())
+        });
         (total > 0).then_some(total as u64)
     }
 

@@ -26,7 +26,11 @@ pub(crate) fn names() -> impl Iterator<Item = RelationName> {
 }
 
 /// The table of a name, `None` if it is none of these.
-pub(crate) async fn table(session: &Session, tables: &StatementTables, name: &RelationName) -> Result<Option<Arc<dyn TableProvider>>> {
+pub(crate) async fn table(
+    session: &Session,
+    tables: &StatementTables,
+    name: &RelationName,
+) -> Result<Option<Arc<dyn TableProvider>>> {
     let batch = match (name.schema.as_str(), name.table.as_str()) {
         (INFORMATION, "schemata") => schemata(tables).await?,
         (INFORMATION, "tables") => information_tables(tables).await?,
@@ -41,7 +45,8 @@ pub(crate) async fn table(session: &Session, tables: &StatementTables, name: &Re
 }
 
 fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
-    let fields: Vec<Field> = columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(DataFusionError::from)?)
 }
@@ -163,7 +168,8 @@ fn settings(session: &Session) -> Result<RecordBatch> {
 async fn system_tables(session: &Session, tables: &StatementTables) -> Result<RecordBatch> {
     let database = session.engine().database();
     let catalog = tables.catalog().await?;
-    let (mut names, mut versions, mut rows, mut bytes, mut locations, mut created) = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut names, mut versions, mut rows, mut bytes, mut locations, mut created) =
+        (vec![], vec![], vec![], vec![], vec![], vec![]);
     for (schema, entry) in &catalog.schemas {
         for (table, relation) in &entry.relations {
             let Relation::Table(entry) = relation else { continue };

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::datatypes::{DataType, UInt64Type};
-use datafusion::datasource::file_format::{FileFormatFactory, arrow::ArrowFormatFactory, csv::CsvFormatFactory, format_as_file_type, json::JsonFormatFactory, parquet::ParquetFormatFactory};
+use datafusion::datasource::file_format::{
+    FileFormatFactory, arrow::ArrowFormatFactory, csv::CsvFormatFactory, format_as_file_type, json::JsonFormatFactory,
+    parquet::ParquetFormatFactory,
+};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast};
 use datafusion::physical_plan::collect;
 use datafusion::sql::parser::{CopyToSource, CopyToStatement};
@@ -23,15 +26,21 @@ impl Session {
         }
         let format = match &copy.stored_as {
             Some(name) => Format::parse(name)?,
-            None => Format::of_path(&copy.target)
-                .ok_or_else(|| Error::invalid(format!("the ending of {} names no format; name it with STORED AS", copy.target)))?,
+            None => Format::of_path(&copy.target).ok_or_else(|| {
+                Error::invalid(format!("the ending of {} names no format; name it with STORED AS", copy.target))
+            })?,
         };
         let factory: Arc<dyn FileFormatFactory> = match format {
             Format::Parquet => Arc::new(ParquetFormatFactory::new()),
             Format::Csv => Arc::new(CsvFormatFactory::new()),
             Format::Json => Arc::new(JsonFormatFactory::new()),
             Format::Arrow => Arc::new(ArrowFormatFactory::new()),
-            other => return Err(Error::unsupported(format!("COPY does not write {} files; it writes parquet, csv, json and arrow", other.name()))),
+            other => {
+                return Err(Error::unsupported(format!(
+                    "COPY does not write {} files; it writes parquet, csv, json and arrow",
+                    other.name()
+                )));
+            }
         };
         let query = match &copy.source {
             CopyToSource::Query(query) => query.as_ref().clone(),
@@ -44,20 +53,27 @@ impl Session {
             options.insert(format!("format.{}", option_key(key)), option_text(value)?);
         }
         let target = absolute(&copy.target)?;
-        let plan = LogicalPlanBuilder::copy_to(input, target, format_as_file_type(factory), options, vec![])?.build()?;
+        let plan =
+            LogicalPlanBuilder::copy_to(input, target, format_as_file_type(factory), options, vec![])?.build()?;
         let physical = state.create_physical_plan(&plan).await?;
         let counts = collect(physical, state.task_ctx()).await?;
-        let rows = counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum();
+        let rows =
+            counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum();
         Ok(Answer::wrote("COPY", rows))
     }
 
     pub(crate) async fn copy_from(&self, copy: &CopyFrom) -> Result<Answer> {
         let name = RelationName::of_sql(&copy.table)?;
         let format = copy.format.as_deref().map(Format::parse).transpose()?;
-        let options: Vec<(String, String)> = copy.options.iter().map(|(key, value)| (option_key(key), value.clone())).collect();
+        let options: Vec<(String, String)> =
+            copy.options.iter().map(|(key, value)| (option_key(key), value.clone())).collect();
         let state = self.state();
         let source = files::table(self, &state, std::slice::from_ref(&copy.source), format, &options, None).await?;
-        let columns: Vec<String> = copy.columns.iter().map(|ident| if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }).collect();
+        let columns: Vec<String> = copy
+            .columns
+            .iter()
+            .map(|ident| if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() })
+            .collect();
         let rows = self.append_from(&name, source, &columns, &Progress::default()).await?;
         Ok(Answer::wrote("COPY", rows))
     }

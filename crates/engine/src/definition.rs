@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::ExprSchemable;
 use datafusion::sql::parser::CreateExternalTable;
 use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
-use datafusion::sql::sqlparser::ast::{self, ColumnDef, ColumnOption, CreateTable, CreateView, ObjectName, ObjectType, SchemaName};
+use datafusion::sql::sqlparser::ast::{
+    self, ColumnDef, ColumnOption, CreateTable, CreateView, ObjectName, ObjectType, SchemaName,
+};
 use planner::Planner;
 use planner::resolve::{RelationName, referenced};
 use storage::{CreateMode, DropSchema, ExternalTable, TableDefinition, TableName, ViewEntry};
@@ -49,9 +52,18 @@ pub(crate) fn mode(or_replace: bool, if_not_exists: bool) -> Result<CreateMode> 
 
 impl Session {
     pub(crate) async fn create_schema(&self, sql: &ast::Statement) -> Result<Answer> {
-        let ast::Statement::CreateSchema { schema_name: SchemaName::Simple(name), if_not_exists, with: None, options: None, default_collate_spec: None, clone: None } = sql
+        let ast::Statement::CreateSchema {
+            schema_name: SchemaName::Simple(name),
+            if_not_exists,
+            with: None,
+            options: None,
+            default_collate_spec: None,
+            clone: None,
+        } = sql
         else {
-            return Err(Error::unsupported(format!("{sql} has clauses that are not supported; write CREATE SCHEMA [IF NOT EXISTS] name")));
+            return Err(Error::unsupported(format!(
+                "{sql} has clauses that are not supported; write CREATE SCHEMA [IF NOT EXISTS] name"
+            )));
         };
         let name = RelationName::of_sql(name)?.table;
         refuse_reserved(&name)?;
@@ -60,8 +72,20 @@ impl Session {
     }
 
     pub(crate) async fn drop_relations(&self, sql: &ast::Statement) -> Result<Answer> {
-        let ast::Statement::Drop { object_type, if_exists, names, cascade, restrict: _, purge: false, temporary: false, table: None } = sql else {
-            return Err(Error::unsupported(format!("{sql} has clauses that are not supported; write DROP TABLE|VIEW|SCHEMA [IF EXISTS] name")));
+        let ast::Statement::Drop {
+            object_type,
+            if_exists,
+            names,
+            cascade,
+            restrict: _,
+            purge: false,
+            temporary: false,
+            table: None,
+        } = sql
+        else {
+            return Err(Error::unsupported(format!(
+                "{sql} has clauses that are not supported; write DROP TABLE|VIEW|SCHEMA [IF EXISTS] name"
+            )));
         };
         let [name] = names.as_slice() else {
             return Err(Error::unsupported("DROP takes one name: each statement is its own transaction"));
@@ -74,9 +98,9 @@ impl Session {
                 database.drop_schema(&name, DropSchema { if_exists: *if_exists, cascade: *cascade }).await?;
                 Ok(Answer::done("DROP SCHEMA"))
             }
-            ObjectType::Table | ObjectType::View if *cascade => {
-                Err(Error::unsupported("CASCADE on a table or view is not supported; drop the views that read it by their names"))
-            }
+            ObjectType::Table | ObjectType::View if *cascade => Err(Error::unsupported(
+                "CASCADE on a table or view is not supported; drop the views that read it by their names",
+            )),
             ObjectType::Table => {
                 database.drop_table(&new_name(name)?, *if_exists).await?;
                 Ok(Answer::done("DROP TABLE"))
@@ -85,7 +109,9 @@ impl Session {
                 database.drop_view(&new_name(name)?, *if_exists).await?;
                 Ok(Answer::done("DROP VIEW"))
             }
-            other => Err(Error::unsupported(format!("DROP {other} is not supported; there are DROP TABLE, DROP VIEW and DROP SCHEMA"))),
+            other => Err(Error::unsupported(format!(
+                "DROP {other} is not supported; there are DROP TABLE, DROP VIEW and DROP SCHEMA"
+            ))),
         }
     }
 
@@ -95,12 +121,16 @@ impl Session {
         let mode = mode(create.or_replace, create.if_not_exists)?;
         if let Some(query) = &create.query {
             if !create.columns.is_empty() {
-                return Err(Error::unsupported("a list of columns before AS is not supported; name and cast the columns in the SELECT"));
+                return Err(Error::unsupported(
+                    "a list of columns before AS is not supported; name and cast the columns in the SELECT",
+                ));
             }
             return self.create_table_as(&name, mode, query, parameters).await;
         }
         if create.columns.is_empty() {
-            return Err(Error::invalid(format!("table \"{name}\" needs columns: CREATE TABLE {name} (id BIGINT, emb VECTOR(384))")));
+            return Err(Error::invalid(format!(
+                "table \"{name}\" needs columns: CREATE TABLE {name} (id BIGINT, emb VECTOR(384))"
+            )));
         }
         let definition = self.definition(&create.columns)?;
         self.engine().database().create_table(&name, definition, mode).await?;
@@ -126,15 +156,30 @@ impl Session {
             let planned = planner.expression(default.clone())?;
             let empty = datafusion::common::DFSchema::empty();
             let data_type = planned.get_type(&empty)?;
-            if !planner::convert_to(planned, &data_type, field).is_ok() {
-                return Err(Error::invalid(format!("the default {default} of column {} does not fit its type {}", field.name(), column.data_type)));
+            // Evaluated once now: a default that fails would make every INSERT fail.
+            let fits = planner::convert_to(planned, &data_type, field)
+                .and_then(|value| state.create_physical_expr(value, &empty))
+                .and_then(|value| value.evaluate(&one_row()?));
+            if let Err(error) = fits {
+                let message = Error::from(error).message;
+                return Err(Error::invalid(format!(
+                    "the default {default} of column {} does not fit its type {}: {message}",
+                    field.name(),
+                    column.data_type
+                )));
             }
             defaults.insert(field.name().clone(), default.to_string());
         }
         Ok(TableDefinition { schema: storage::storable_schema(&schema)?, defaults, now_us: now_us() })
     }
 
-    async fn create_table_as(&self, name: &TableName, mode: CreateMode, query: &ast::Query, parameters: &[ScalarValue]) -> Result<Answer> {
+    async fn create_table_as(
+        &self,
+        name: &TableName,
+        mode: CreateMode,
+        query: &ast::Query,
+        parameters: &[ScalarValue],
+    ) -> Result<Answer> {
         if mode == CreateMode::IfNotExists && self.engine().database().catalog().await?.relation(name).is_some() {
             return Ok(Answer::done("CREATE TABLE"));
         }
@@ -150,11 +195,32 @@ impl Session {
     }
 
     pub(crate) async fn create_view(&self, create: &CreateView) -> Result<Answer> {
-        if create.materialized || create.temporary || create.secure || create.or_alter || !create.cluster_by.is_empty()
-            || create.comment.is_some() || create.with_no_schema_binding || create.copy_grants || create.to.is_some()
-            || create.params.is_some() || create.options != ast::CreateTableOptions::None
+        let named = [
+            (create.materialized, "MATERIALIZED"),
+            (create.temporary, "TEMPORARY"),
+            (create.options != ast::CreateTableOptions::None, "WITH (…)"),
+        ];
+        if let Some((_, clause)) = named.iter().find(|(given, _)| *given) {
+            return Err(Error::unsupported(format!(
+                "{clause} of CREATE VIEW is not supported; write CREATE VIEW {} AS SELECT …",
+                create.name
+            )));
+        }
+        if create.materialized
+            || create.temporary
+            || create.secure
+            || create.or_alter
+            || !create.cluster_by.is_empty()
+            || create.comment.is_some()
+            || create.with_no_schema_binding
+            || create.copy_grants
+            || create.to.is_some()
+            || create.params.is_some()
+            || create.options != ast::CreateTableOptions::None
         {
-            return Err(Error::unsupported("the clauses of this view are not supported; write CREATE [OR REPLACE] VIEW [IF NOT EXISTS] name [(columns)] AS SELECT …"));
+            return Err(Error::unsupported(
+                "the clauses of this view are not supported; write CREATE [OR REPLACE] VIEW [IF NOT EXISTS] name [(columns)] AS SELECT …",
+            ));
         }
         let name = new_name(&create.name)?;
         let columns: Vec<String> = create.columns.iter().map(|column| column.name.to_string()).collect();
@@ -163,7 +229,9 @@ impl Session {
         } else {
             format!("SELECT * FROM ({}) AS v ({})", create.query, columns.join(", "))
         };
-        let itself = |other: &ObjectName| RelationName::of_sql(other).is_ok_and(|other| other.schema == name.schema && other.table == name.table);
+        let itself = |other: &ObjectName| {
+            RelationName::of_sql(other).is_ok_and(|other| other.schema == name.schema && other.table == name.table)
+        };
         if referenced(create.query.as_ref()).iter().any(itself) {
             return Err(Error::invalid(format!("view \"{name}\" names itself")));
         }
@@ -186,7 +254,12 @@ impl Session {
     }
 
     pub(crate) async fn create_external(&self, create: &CreateExternalTable) -> Result<Answer> {
-        if create.temporary || create.unbounded || !create.constraints.is_empty() || !create.order_exprs.is_empty() || !create.table_partition_cols.is_empty() {
+        if create.temporary
+            || create.unbounded
+            || !create.constraints.is_empty()
+            || !create.order_exprs.is_empty()
+            || !create.table_partition_cols.is_empty()
+        {
             return Err(Error::unsupported(
                 "TEMPORARY, UNBOUNDED, constraints, WITH ORDER and PARTITIONED BY of external tables are not supported; write CREATE EXTERNAL TABLE name STORED AS format LOCATION '…'",
             ));
@@ -194,14 +267,19 @@ impl Session {
         let name = new_name(&create.name)?;
         let mode = mode(create.or_replace, create.if_not_exists)?;
         let format = Format::parse(&create.file_type)?;
-        let options: Vec<(String, String)> = create.options.iter().map(|(key, value)| Ok((files::option_key(key), files::option_text(value)?))).collect::<Result<_>>()?;
+        let options: Vec<(String, String)> = create
+            .options
+            .iter()
+            .map(|(key, value)| Ok((files::option_key(key), files::option_text(value)?)))
+            .collect::<Result<_>>()?;
         let state = self.state();
         let location = files::absolute(&create.location)?;
         let given = self.given_schema(create)?;
         // Opened once now: a location that cannot be read is an error of this statement.
         let table = files::table(self, &state, std::slice::from_ref(&location), Some(format), &options, given).await?;
         let schema = (format != Format::Lance).then(|| table.schema());
-        let external = ExternalTable { format: format.name().to_owned(), location, options, schema, created_at_us: now_us() };
+        let external =
+            ExternalTable { format: format.name().to_owned(), location, options, schema, created_at_us: now_us() };
         self.engine().database().create_external(&name, external, mode).await?;
         Ok(Answer::done("CREATE EXTERNAL TABLE"))
     }
@@ -211,7 +289,11 @@ impl Session {
             return Ok(None);
         }
         for column in &create.columns {
-            if let Some(option) = column.options.iter().find(|option| !matches!(option.option, ColumnOption::Null | ColumnOption::NotNull)) {
+            if let Some(option) = column
+                .options
+                .iter()
+                .find(|option| !matches!(option.option, ColumnOption::Null | ColumnOption::NotNull))
+            {
                 return Err(Error::unsupported(format!("{option} on a column of an external table is not supported")));
             }
         }
@@ -221,16 +303,27 @@ impl Session {
     }
 }
 
+/// A batch without columns and with one row, for expressions that read none.
+fn one_row() -> datafusion::error::Result<RecordBatch> {
+    let options = RecordBatchOptions::new().with_row_count(Some(1));
+    Ok(RecordBatch::try_new_with_options(std::sync::Arc::new(arrow::datatypes::Schema::empty()), vec![], &options)?)
+}
+
 fn check_option(column: &ColumnDef, option: &ColumnOption) -> Result<()> {
     match option {
         ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_) => Ok(()),
         ColumnOption::PrimaryKey(_) => Err(no_primary_key()),
-        other => Err(Error::unsupported(format!("{other} on column {} is not supported; a column has NOT NULL and DEFAULT", column.name))),
+        other => Err(Error::unsupported(format!(
+            "{other} on column {} is not supported; a column has NOT NULL and DEFAULT",
+            column.name
+        ))),
     }
 }
 
 fn no_primary_key() -> Error {
-    Error::unsupported("PRIMARY KEY is not built yet, and a key that is not enforced would be worse than none; leave it out")
+    Error::unsupported(
+        "PRIMARY KEY is not built yet, and a key that is not enforced would be worse than none; leave it out",
+    )
 }
 
 /// # Errors
@@ -240,7 +333,28 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
         return Err(no_primary_key());
     }
     if let Some(constraint) = create.constraints.first() {
-        return Err(Error::unsupported(format!("the constraint {constraint} is not supported; a column has NOT NULL and DEFAULT")));
+        return Err(Error::unsupported(format!(
+            "the constraint {constraint} is not supported; a column has NOT NULL and DEFAULT"
+        )));
+    }
+    let named = [
+        (create.temporary, "TEMPORARY"),
+        (create.global.is_some(), "GLOBAL"),
+        (create.table_options != ast::CreateTableOptions::None, "WITH (…)"),
+        (create.partition_by.is_some() || create.partition_of.is_some(), "PARTITION BY"),
+        (create.inherits.is_some(), "INHERITS"),
+        (create.like.is_some(), "LIKE"),
+        (create.clone.is_some(), "CLONE"),
+        (create.comment.is_some(), "COMMENT"),
+        (create.on_commit.is_some(), "ON COMMIT"),
+        (create.order_by.is_some(), "ORDER BY"),
+        (create.cluster_by.is_some() || create.clustered_by.is_some(), "CLUSTER BY"),
+    ];
+    if let Some((_, clause)) = named.iter().find(|(given, _)| *given) {
+        return Err(Error::unsupported(format!(
+            "{clause} of CREATE TABLE is not supported; write CREATE TABLE {} (column type, …)",
+            create.name
+        )));
     }
     let plain = CreateTableBuilder::new(create.name.clone())
         .or_replace(create.or_replace)

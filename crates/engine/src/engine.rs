@@ -7,6 +7,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::prelude::SessionConfig;
 use futures::FutureExt;
+use operators::cooperate::YieldInJoins;
 use operators::physical::SagittaPlanner;
 use planner::settings::Settings;
 use storage::{Database, OpenOptions};
@@ -63,7 +64,9 @@ impl Engine {
         kernels::isa_from_env().map_err(|error| Error::invalid(error.to_string()))?;
         let limit = options.memory_limit_bytes.unwrap_or_else(memory_limit_default);
         if limit < MEMORY_LIMIT_BYTES_MIN {
-            return Err(Error::invalid(format!("a memory limit of {limit} bytes is too small; give at least {MEMORY_LIMIT_BYTES_MIN}")));
+            return Err(Error::invalid(format!(
+                "a memory limit of {limit} bytes is too small; give at least {MEMORY_LIMIT_BYTES_MIN}"
+            )));
         }
         let vector_cache_bytes = limit / VECTOR_CACHE_SHARE;
         let open = OpenOptions { storage_options: options.storage_options, vector_cache_bytes, create: options.create };
@@ -73,7 +76,8 @@ impl Engine {
             .with_memory_pool(Arc::new(pool))
             .with_object_store_registry(database.object_store_registry())
             .build_arc()?;
-        let threads = options.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1).max(1);
+        let threads =
+            options.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1).max(1);
         Ok(Self { inner: Arc::new(Inner { database, runtime, threads }) })
     }
 
@@ -93,20 +97,26 @@ impl Engine {
 
     /// The state of a new session.
     fn state(&self) -> SessionState {
-        let mut config = SessionConfig::new().with_target_partitions(self.inner.threads).with_option_extension(Settings::default());
+        let mut config =
+            SessionConfig::new().with_target_partitions(self.inner.threads).with_option_extension(Settings::default());
         let options = config.options_mut();
         // It strips the ORDER BY of a derived table whose LIMIT is outside: a search would lose its order.
         options.sql_parser.enable_subquery_sort_elimination = false;
         options.sql_parser.map_string_types_to_utf8view = false;
         options.execution.parquet.schema_force_view_types = false;
+        options.execution.listing_table_ignore_subdirectory = false;
         let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(Arc::clone(&self.inner.runtime));
-        planner::install(builder).with_query_planner(Arc::new(SagittaPlanner)).build()
+        planner::install(builder)
+            .with_query_planner(Arc::new(SagittaPlanner))
+            .with_physical_optimizer_rule(Arc::new(YieldInJoins))
+            .build()
     }
 }
 
 fn memory_limit_default() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("MemTotal:"));
-    let kilobytes: Option<usize> = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
+    let kilobytes: Option<usize> =
+        line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
     kilobytes.map_or(MEMORY_BYTES_ASSUMED, |kilobytes| kilobytes * 1024) / 10 * 7
 }

@@ -117,7 +117,9 @@ impl From<DataFusionError> for Error {
             DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => Self::from(*inner),
             DataFusionError::Collection(mut errors) if !errors.is_empty() => Self::from(errors.remove(0)),
             DataFusionError::Shared(shared) => match shared.as_ref() {
-                DataFusionError::External(inner) => of_external(inner.as_ref()).unwrap_or_else(|| Self::invalid(clean(&shared.to_string()))),
+                DataFusionError::External(inner) => {
+                    of_external(inner.as_ref()).unwrap_or_else(|| Self::invalid(clean(&shared.to_string())))
+                }
                 inner => of_text(inner),
             },
             DataFusionError::External(inner) => of_boxed(inner),
@@ -144,7 +146,9 @@ fn of_text(error: &DataFusionError) -> Error {
         );
     }
     let message = match error {
-        DataFusionError::ResourcesExhausted(_) => format!("{message}; raise --memory-limit or let the statement touch fewer rows"),
+        DataFusionError::ResourcesExhausted(_) => {
+            format!("{message}; raise --memory-limit or let the statement touch fewer rows")
+        }
         DataFusionError::NotImplemented(_) if !message.contains("not") => format!("{message} is not supported"),
         _ => message,
     };
@@ -218,10 +222,29 @@ fn some_of(names: &[&str]) -> String {
 /// Takes away the names of libraries and error types in front of a message.
 fn clean(message: &str) -> String {
     const PREFIXES: &[&str] = &[
-        "External error: ", "Error during planning: ", "Execution error: ", "Optimizer rule ", "This feature is not implemented: ",
-        "SQL error: ", "ParserError(\"", "TokenizerError(\"", "Schema error: ", "Arrow error: ", "Invalid argument error: ",
-        "Resources exhausted: ", "Parquet error: ", "Parser error: ", "sql parser error: ", "Object Store error: ", "Internal error: ",
-        "type_coercion\ncaused by\n", "Cast error: ", "Compute error: ", "Csv error: ", "Json error: ", "IO error: ",
+        "External error: ",
+        "Error during planning: ",
+        "Execution error: ",
+        "Optimizer rule ",
+        "This feature is not implemented: ",
+        "SQL error: ",
+        "ParserError(\"",
+        "TokenizerError(\"",
+        "Schema error: ",
+        "Arrow error: ",
+        "Invalid argument error: ",
+        "Resources exhausted: ",
+        "Parquet error: ",
+        "Parser error: ",
+        "sql parser error: ",
+        "Object Store error: ",
+        "Internal error: ",
+        "type_coercion\ncaused by\n",
+        "Cast error: ",
+        "Compute error: ",
+        "Csv error: ",
+        "Json error: ",
+        "IO error: ",
     ];
     let mut rest = message.trim();
     while let Some(shorter) = PREFIXES.iter().find_map(|prefix| rest.strip_prefix(prefix)) {
@@ -246,7 +269,10 @@ fn place_of_location(message: &str, sql: &str) -> Option<Range<usize>> {
     let (_, rest) = message.rsplit_once("Line: ")?;
     let (line, rest) = rest.split_once(", Column: ")?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    let location = datafusion::sql::sqlparser::tokenizer::Location { line: line.trim().parse().ok()?, column: digits.parse().ok()? };
+    let location = datafusion::sql::sqlparser::tokenizer::Location {
+        line: line.trim().parse().ok()?,
+        column: digits.parse().ok()?,
+    };
     let start = tokens::byte_at(sql, location);
     let token = tokens::classify(sql).into_iter().find(|(range, _)| range.start == start);
     Some(token.map_or(start..sql[start..].chars().next().map_or(start, |c| start + c.len_utf8()), |(range, _)| range))
@@ -291,7 +317,8 @@ mod tests {
     #[test]
     fn a_mistake_of_syntax_points_at_its_token() {
         let sql = "SELECT 1\n  FORM t";
-        let error = Error::invalid("Expected: end of statement, found: FORM at Line: 2, Column: 3").placed_in(sql, 0..sql.len());
+        let error = Error::invalid("Expected: end of statement, found: FORM at Line: 2, Column: 3")
+            .placed_in(sql, 0..sql.len());
         assert_eq!(error.place.map(|range| &sql[range]), Some("FORM"));
         assert!(!error.message.contains("Line"), "{}", error.message);
     }

@@ -1,7 +1,7 @@
 //! EXPLAIN: the plan of a query or of an INSERT, and with ANALYZE what was measured while it ran.
 
-use datafusion::logical_expr::{LogicalPlanBuilder, ExplainOption};
 use datafusion::common::format::ExplainFormat;
+use datafusion::logical_expr::{ExplainOption, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast;
 use planner::statement::{Explain, StatementKind};
 use tokio::time::Instant;
@@ -10,12 +10,20 @@ use crate::session::Statement;
 use crate::{Answer, Error, Result, ScalarValue, Session};
 
 impl Session {
-    pub(crate) async fn explain(&self, explain: &Explain, statement: &Statement, parameters: &[ScalarValue], deadline: Option<Instant>) -> Result<Answer> {
+    pub(crate) async fn explain(
+        &self,
+        explain: &Explain,
+        statement: &Statement,
+        parameters: &[ScalarValue],
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
         let (plan, state) = match &explain.statement {
             StatementKind::Sql(sql) => match sql.as_ref() {
                 ast::Statement::Query(query) => self.plan_query(query, parameters).await?,
                 ast::Statement::Insert(_) if explain.analyze => {
-                    return Err(Error::unsupported("EXPLAIN ANALYZE would carry out the INSERT; EXPLAIN ANALYZE its query instead"));
+                    return Err(Error::unsupported(
+                        "EXPLAIN ANALYZE would carry out the INSERT; EXPLAIN ANALYZE its query instead",
+                    ));
                 }
                 ast::Statement::Insert(insert) => self.plan_insert(insert, parameters).await?,
                 ast::Statement::CreateTable(create) => match &create.query {
@@ -29,14 +37,19 @@ impl Session {
         let format = match explain.format.as_deref() {
             None | Some("indent") => ExplainFormat::Indent,
             Some("tree") if !explain.analyze => ExplainFormat::Tree,
-            Some(other) => return Err(Error::invalid(format!("EXPLAIN has no format {other}; there are indent and tree"))),
+            Some(other) => {
+                return Err(Error::invalid(format!("EXPLAIN has no format {other}; there are indent and tree")));
+            }
         };
-        let option = ExplainOption::default().with_analyze(explain.analyze).with_verbose(explain.verbose).with_format(format);
+        let option =
+            ExplainOption::default().with_analyze(explain.analyze).with_verbose(explain.verbose).with_format(format);
         let plan = LogicalPlanBuilder::from(plan).explain_option_format(option)?.build()?;
         self.rows(&plan, &state, statement, deadline).await
     }
 }
 
 fn nothing_to_explain() -> Error {
-    Error::invalid("EXPLAIN shows the plan of a query, of an INSERT or of CREATE TABLE … AS SELECT; the statement has no plan")
+    Error::invalid(
+        "EXPLAIN shows the plan of a query, of an INSERT or of CREATE TABLE … AS SELECT; the statement has no plan",
+    )
 }

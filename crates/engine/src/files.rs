@@ -47,7 +47,8 @@ impl Format {
     /// # Errors
     /// A name that is no format.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::of_name(name).ok_or_else(|| Error::invalid(format!("there is no file format {name}; there are {FORMATS}")))
+        Self::of_name(name)
+            .ok_or_else(|| Error::invalid(format!("there is no file format {name}; there are {FORMATS}")))
     }
 
     fn of_name(name: &str) -> Option<Self> {
@@ -115,7 +116,8 @@ pub(crate) fn absolute(location: &str) -> Result<String> {
     if location.contains("://") {
         return Ok(location.strip_prefix("file://").unwrap_or(location).to_owned());
     }
-    let path = std::path::absolute(location).map_err(|error| Error::invalid(format!("{location} is no path: {error}")))?;
+    let path =
+        std::path::absolute(location).map_err(|error| Error::invalid(format!("{location} is no path: {error}")))?;
     let mut text = path.to_string_lossy().into_owned();
     if location.ends_with('/') && !text.ends_with('/') {
         text.push('/');
@@ -140,13 +142,26 @@ pub(crate) fn option_text(value: &ast::Value) -> Result<String> {
 }
 
 /// The table of an entry made by CREATE EXTERNAL TABLE. `name`: what plans call it.
-pub(crate) async fn external_table(session: &Session, state: &SessionState, name: &str, external: &ExternalTable) -> Result<Arc<dyn TableProvider>> {
+pub(crate) async fn external_table(
+    session: &Session,
+    state: &SessionState,
+    name: &str,
+    external: &ExternalTable,
+) -> Result<Arc<dyn TableProvider>> {
     let format = Format::parse(&external.format)?;
     if format == Format::Lance {
         let snapshot = session.engine().database().open_lance(&external.location, &external.options).await?;
         return Ok(SnapshotTable::new(name.to_owned(), snapshot, Default::default(), None).into_provider());
     }
-    table(session, state, std::slice::from_ref(&external.location), Some(format), &external.options, external.schema.clone()).await
+    table(
+        session,
+        state,
+        std::slice::from_ref(&external.location),
+        Some(format),
+        &external.options,
+        external.schema.clone(),
+    )
+    .await
 }
 
 /// A table over files. `schema`: told from the files if absent.
@@ -168,7 +183,9 @@ pub(crate) async fn table(
     };
     match format {
         Format::Lance => {
-            let [location] = sources.as_slice() else { return Err(Error::invalid("one Lance dataset is read at a time")) };
+            let [location] = sources.as_slice() else {
+                return Err(Error::invalid("one Lance dataset is read at a time"));
+            };
             let snapshot = session.engine().database().open_lance(location, options).await?;
             Ok(SnapshotTable::new(location.clone(), snapshot, Default::default(), None).into_provider())
         }
@@ -199,19 +216,26 @@ fn format_of_one(source: &str) -> Result<Format> {
         return Ok(Format::Lance);
     }
     if path.is_dir() {
-        let entries = std::fs::read_dir(path).map_err(|error| unreadable(source, &error))?;
-        let mut found: Vec<Format> = entries.flatten().filter_map(|entry| Format::of_path(&entry.path().to_string_lossy())).collect();
+        let mut found: Vec<Format> = walk(path)?.iter().filter_map(|file| Format::of_path(file)).collect();
+        found.sort_unstable_by_key(|format| format.name());
         found.dedup();
         return match found.as_slice() {
             [format] => Ok(*format),
-            [] => Err(Error::new(ErrorKind::NotFound, format!("the folder {source} holds no file of a known format; there are {FORMATS}"))),
-            _ => Err(Error::invalid(format!("the folder {source} holds files of several formats; name one with STORED AS or --format-in"))),
+            [] => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the folder {source} holds no file of a known format; there are {FORMATS}"),
+            )),
+            _ => Err(Error::invalid(format!(
+                "the folder {source} holds files of several formats; name one with STORED AS or --format-in"
+            ))),
         };
     }
     if !source.contains("://") && !path.exists() && !has_glob(source) {
         return Err(no_file(source));
     }
-    Err(Error::invalid(format!("the ending of {source} names no format; name it with STORED AS or --format-in: {FORMATS}")))
+    Err(Error::invalid(format!(
+        "the ending of {source} names no format; name it with STORED AS or --format-in: {FORMATS}"
+    )))
 }
 
 fn has_glob(source: &str) -> bool {
@@ -227,44 +251,57 @@ fn unreadable(source: &str, error: &std::io::Error) -> Error {
 }
 
 /// The local files of paths, folders and globs of one format, sorted.
+///
+/// # Errors
+/// A path, folder or glob without a file of the format.
 pub(crate) fn expand(sources: &[String], format: Format) -> Result<Vec<String>> {
     let mut files = vec![];
     for source in sources {
         let path = Path::new(source);
-        if path.is_file() {
-            files.push(source.clone());
-            continue;
-        }
-        let (folder, pattern) = match (path.is_dir(), path.parent(), path.file_name()) {
-            (true, ..) => (path, None),
-            (false, Some(folder), Some(name)) if has_glob(source) => (folder, Some(name.to_string_lossy().into_owned())),
-            _ => return Err(no_file(source)),
+        let found = if path.is_file() {
+            vec![source.clone()]
+        } else if path.is_dir() {
+            walk(path)?.into_iter().filter(|file| Format::of_path(file) == Some(format)).collect()
+        } else {
+            globbed(source)?
         };
-        let entries = std::fs::read_dir(folder).map_err(|error| unreadable(source, &error))?;
-        let mut names: Vec<String> = entries.flatten().map(|entry| entry.path().to_string_lossy().into_owned()).collect();
-        names.retain(|name| Format::of_path(name) == Some(format) && pattern.as_ref().is_none_or(|pattern| matches_glob(name, pattern)));
-        names.sort();
-        if names.is_empty() {
+        if found.is_empty() {
             return Err(no_file(source));
         }
-        files.extend(names);
+        files.extend(found);
     }
     Ok(files)
 }
 
-/// `*` and `?` against the last part of a path.
-fn matches_glob(path: &str, pattern: &str) -> bool {
-    fn matches(name: &[char], pattern: &[char]) -> bool {
-        match (pattern.split_first(), name.split_first()) {
-            (None, None) => true,
-            (Some(('*', rest)), _) => (0..=name.len()).any(|skip| matches(&name[skip..], rest)),
-            (Some(('?', rest)), Some((_, name))) => matches(name, rest),
-            (Some((a, rest)), Some((b, name))) if a == b => matches(name, rest),
-            _ => false,
+/// The files that a glob matches, sorted.
+fn globbed(pattern: &str) -> Result<Vec<String>> {
+    let paths = glob::glob(pattern).map_err(|error| Error::invalid(format!("{pattern} is no glob: {error}")))?;
+    let files: Vec<String> =
+        paths.flatten().filter(|path| path.is_file()).map(|path| path.to_string_lossy().into_owned()).collect();
+    if files.is_empty() {
+        let message = if has_glob(pattern) {
+            format!("no file matches {pattern}")
+        } else {
+            format!("there is no file or folder {pattern}")
+        };
+        return Err(Error::new(ErrorKind::NotFound, message));
+    }
+    Ok(files)
+}
+
+/// All files in a folder and in the folders below it, sorted.
+fn walk(folder: &Path) -> Result<Vec<String>> {
+    let mut files = vec![];
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).map_err(|error| unreadable(&folder.to_string_lossy(), &error))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path.to_string_lossy().into_owned()) }
         }
     }
-    let name: Vec<char> = path.rsplit('/').next().unwrap_or(path).chars().collect();
-    matches(&name, &pattern.chars().collect::<Vec<_>>())
+    files.sort();
+    Ok(files)
 }
 
 async fn listing(
@@ -280,8 +317,8 @@ async fn listing(
     for source in sources {
         let local = !source.contains("://");
         let is_folder = if local { Path::new(source).is_dir() } else { source.ends_with('/') };
-        if local && !has_glob(source) && !Path::new(source).exists() {
-            return Err(no_file(source));
+        if local && !is_folder {
+            expand(std::slice::from_ref(source), format)?;
         }
         let source = if is_folder && !source.ends_with('/') { format!("{source}/") } else { source.clone() };
         if is_folder {
@@ -298,35 +335,61 @@ async fn listing(
         Some(schema) => schema,
         None => {
             let mut merged = vec![];
-            for url in &urls {
-                merged.push(listing.infer_schema(state, url).await?.as_ref().clone());
+            for (url, source) in urls.iter().zip(sources) {
+                let inferred =
+                    listing.infer_schema(state, url).await.map_err(|error| unreadable_as(source, format, error))?;
+                merged.push(inferred.as_ref().clone());
             }
-            Arc::new(arrow::datatypes::Schema::try_merge(merged).map_err(|error| Error::invalid(format!("the files differ in their columns: {error}")))?)
+            Arc::new(
+                arrow::datatypes::Schema::try_merge(merged)
+                    .map_err(|error| Error::invalid(format!("the files differ in their columns: {error}")))?,
+            )
         }
     };
     if schema.fields().is_empty() {
-        return Err(Error::new(ErrorKind::NotFound, format!("no {} file with columns is found at {first}", format.name())));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("no {} file with columns is found at {first}", format.name()),
+        ));
     }
     let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(listing).with_schema(schema);
     Ok(Arc::new(ListingTable::try_new(config)?))
 }
 
+fn unreadable_as(source: &str, format: Format, error: datafusion::error::DataFusionError) -> Error {
+    let error = Error::from(error);
+    Error { message: format!("{source} cannot be read as {}: {}", format.name(), error.message), ..error }
+}
+
 /// The ending that the files of a folder have, as a listing takes one ending only.
 fn folder_extension(folder: &str, format: Format) -> Result<&'static str> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(format.extensions()[0]) };
-    let names: Vec<String> = entries.flatten().map(|entry| entry.path().to_string_lossy().into_owned()).collect();
-    let present: Vec<&str> =
-        format.extensions().iter().copied().filter(|extension| names.iter().any(|name| compression(name).0.ends_with(&format!(".{extension}")))).collect();
+    if folder.contains("://") {
+        return Ok(format.extensions()[0]);
+    }
+    let names = walk(Path::new(folder))?;
+    let present: Vec<&str> = format
+        .extensions()
+        .iter()
+        .copied()
+        .filter(|extension| names.iter().any(|name| compression(name).0.ends_with(&format!(".{extension}"))))
+        .collect();
     match present.as_slice() {
         [] => Err(Error::new(ErrorKind::NotFound, format!("the folder {folder} holds no {} file", format.name()))),
         [one] => Ok(one),
-        several => Err(Error::invalid(format!("the folder {folder} holds files ending in {}; name one kind with a glob", several.join(" and ")))),
+        several => Err(Error::invalid(format!(
+            "the folder {folder} holds files ending in {}; name one kind with a glob",
+            several.join(" and ")
+        ))),
     }
 }
 
 fn file_format(format: Format, path: &str, options: &[(String, String)]) -> Result<Arc<dyn FileFormat>> {
     let (_, compressed) = compression(path);
-    let mut csv = CsvFormat::default().with_has_header(true).with_schema_infer_max_rec(INFER_ROWS).with_newlines_in_values(true).with_file_compression_type(compressed);
+    let mut csv = CsvFormat::default()
+        .with_has_header(true)
+        .with_schema_infer_max_rec(INFER_ROWS)
+        .with_newlines_in_values(true)
+        .with_file_compression_type(compressed);
     if compression(path).0.ends_with(".tsv") {
         csv = csv.with_delimiter(b'\t');
     }
@@ -337,13 +400,20 @@ fn file_format(format: Format, path: &str, options: &[(String, String)]) -> Resu
             (Format::Csv, "quote") => csv.with_quote(one_byte(key, value)?),
             (Format::Csv, "escape") => csv.with_escape(Some(one_byte(key, value)?)),
             (Format::Csv, "null" | "null_value") => csv.with_null_regex(Some(format!("^{}$", escaped(value)))),
-            _ => return Err(Error::unsupported(format!("{} files have no option {key}; CSV has header, delimiter, quote, escape and null", format.name()))),
+            _ => {
+                return Err(Error::unsupported(format!(
+                    "{} files have no option {key}; CSV has header, delimiter, quote, escape and null",
+                    format.name()
+                )));
+            }
         };
     }
     Ok(match format {
         Format::Parquet => Arc::new(ParquetFormat::default()),
         Format::Csv => Arc::new(csv),
-        Format::Json => Arc::new(JsonFormat::default().with_schema_infer_max_rec(INFER_ROWS).with_file_compression_type(compressed)),
+        Format::Json => {
+            Arc::new(JsonFormat::default().with_schema_infer_max_rec(INFER_ROWS).with_file_compression_type(compressed))
+        }
         _ => Arc::new(ArrowFormat),
     })
 }
@@ -383,13 +453,6 @@ mod tests {
             ("docs", None),
         ] {
             assert_eq!(Format::of_path(path), format, "{path}");
-        }
-    }
-
-    #[test]
-    fn globs_match_names() {
-        for (name, pattern, matched) in [("/a/x1.npy", "x?.npy", true), ("/a/x.npy", "*.npy", true), ("/a/y.npy", "x*", false)] {
-            assert_eq!(matches_glob(name, pattern), matched, "{name} {pattern}");
         }
     }
 }

@@ -71,11 +71,12 @@ impl Session {
         };
         let plan = scan_of(source)?;
         let physical = state.create_physical_plan(&plan).await?;
-        let physical: Arc<dyn datafusion::physical_plan::ExecutionPlan> = match physical.properties().output_partitioning().partition_count() {
-            1 => physical,
-            // Rows keep the order of the files.
-            _ => Arc::new(datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec::new(physical)),
-        };
+        let physical: Arc<dyn datafusion::physical_plan::ExecutionPlan> =
+            match physical.properties().output_partitioning().partition_count() {
+                1 => physical,
+                // Rows keep the order of the files.
+                _ => Arc::new(datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec::new(physical)),
+            };
         let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, state.task_ctx());
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
         let written = self.create_from(&target, mode, source, Some(report)).await?;
@@ -100,7 +101,8 @@ impl Session {
         let fields = table.schema().fields().to_vec();
         let plan = scan_of(source)?;
         let own: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let vector_columns: Vec<usize> = (0..fields.len()).filter(|at| planner::vector_type::VectorType::of_field(&fields[*at]).is_some()).collect();
+        let vector_columns: Vec<usize> =
+            (0..fields.len()).filter(|at| planner::vector_type::VectorType::of_field(&fields[*at]).is_some()).collect();
         let targets = match (columns.is_empty(), own.as_slice(), vector_columns.as_slice()) {
             // A matrix has no names: it is the vector column.
             (true, [_], [at]) if own[0] == "vector" && by_name(&own, name, &fields).is_err() => vec![*at],
@@ -110,7 +112,9 @@ impl Session {
         let input = to_table(plan, &targets, &fields, &entry, &tables)?;
         let target = datafusion::datasource::provider_as_source(table);
         let reference = datafusion::common::TableReference::partial(name.schema.clone(), name.table.clone());
-        let plan = LogicalPlanBuilder::insert_into(input, reference, target, datafusion::logical_expr::dml::InsertOp::Append)?.build()?;
+        let plan =
+            LogicalPlanBuilder::insert_into(input, reference, target, datafusion::logical_expr::dml::InsertOp::Append)?
+                .build()?;
         let rows = run_insert(&plan, &state).await?;
         progress.report(rows, 0);
         Ok(rows)

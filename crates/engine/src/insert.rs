@@ -12,6 +12,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
 use datafusion::physical_plan::collect;
 use datafusion::sql::sqlparser::ast::{self, Insert, Query, SetExpr, TableObject};
 use planner::resolve::{RelationName, Resolved, TableResolver, nearest};
+use planner::vector_type::{Element, VectorType};
 use planner::{Planner, convert_to};
 use storage::TableEntry;
 
@@ -26,7 +27,11 @@ impl Session {
     }
 
     /// The plan of an INSERT, down to the sink.
-    pub(crate) async fn plan_insert(&self, insert: &Insert, parameters: &[ScalarValue]) -> Result<(LogicalPlan, SessionState)> {
+    pub(crate) async fn plan_insert(
+        &self,
+        insert: &Insert,
+        parameters: &[ScalarValue],
+    ) -> Result<(LogicalPlan, SessionState)> {
         refuse_other_clauses(insert)?;
         let TableObject::TableName(name) = &insert.table else {
             return Err(Error::unsupported("INSERT INTO a function or a query is not supported; name a table"));
@@ -47,11 +52,19 @@ impl Session {
         let planner = Planner { state: &state, resolver: &tables };
         let input = planner.query(source, parameters).await?;
         if let Some(name) = input.get_parameter_names()?.into_iter().min() {
-            return Err(Error::invalid(format!("parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare")));
+            return Err(Error::invalid(format!(
+                "parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare"
+            )));
         }
         let input = to_table(input, &targets, &fields, &entry, &tables)?;
         let target = provider_as_source(table);
-        let plan = LogicalPlanBuilder::insert_into(input, TableReference::partial(name.schema, name.table), target, InsertOp::Append)?.build()?;
+        let plan = LogicalPlanBuilder::insert_into(
+            input,
+            TableReference::partial(name.schema, name.table),
+            target,
+            InsertOp::Append,
+        )?
+        .build()?;
         Ok((plan, state))
     }
 }
@@ -66,7 +79,11 @@ pub(crate) async fn run_insert(plan: &LogicalPlan, state: &SessionState) -> Resu
 /// # Errors
 /// Any clause beyond `INSERT INTO table [(columns)] query`.
 fn refuse_other_clauses(insert: &Insert) -> Result<()> {
-    let unbuilt = |what: &str| Err(Error::unsupported(format!("{what} is not built yet; write INSERT INTO table [(columns)] VALUES … or SELECT …")));
+    let unbuilt = |what: &str| {
+        Err(Error::unsupported(format!(
+            "{what} is not built yet; write INSERT INTO table [(columns)] VALUES … or SELECT …"
+        )))
+    };
     if insert.on.is_some() {
         return unbuilt("ON CONFLICT");
     }
@@ -83,11 +100,16 @@ fn refuse_other_clauses(insert: &Insert) -> Result<()> {
         (insert.partitioned.is_some() || !insert.after_columns.is_empty(), "INSERT … PARTITION"),
         (insert.output.is_some(), "OUTPUT"),
         (insert.insert_alias.is_some(), "an alias of the new rows"),
-        (insert.settings.is_some() || insert.format_clause.is_some() || insert.priority.is_some(), "a modifier of INSERT"),
+        (
+            insert.settings.is_some() || insert.format_clause.is_some() || insert.priority.is_some(),
+            "a modifier of INSERT",
+        ),
         (insert.multi_table_insert_type.is_some(), "INSERT ALL"),
     ];
     match refused.iter().find(|(given, _)| *given) {
-        Some((_, what)) => Err(Error::unsupported(format!("{what} is not supported; write INSERT INTO table [(columns)] VALUES … or SELECT …"))),
+        Some((_, what)) => Err(Error::unsupported(format!(
+            "{what} is not supported; write INSERT INTO table [(columns)] VALUES … or SELECT …"
+        ))),
         None => Ok(()),
     }
 }
@@ -117,7 +139,8 @@ pub(crate) fn no_column(name: &RelationName, column: &str, fields: &[FieldRef]) 
     Error { hint, ..Error::new(ErrorKind::NotFound, format!("there is no column \"{column}\" in table {name}")) }
 }
 
-/// The query with each DEFAULT in VALUES replaced by the default of its column.
+/// The query with each DEFAULT in VALUES replaced by the default of its column, and each value of a vector column
+/// cast by itself: one row may say `'[1, 0]'` and the next `ARRAY[0, 1]`.
 fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: &TableEntry) -> Result<Query> {
     let mut query = source.clone();
     let SetExpr::Values(values) = query.body.as_mut() else { return Ok(query) };
@@ -126,23 +149,49 @@ fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: 
             return Err(Error::invalid(format!("a row has {} values for {} columns", row.len(), targets.len())));
         }
         for (value, at) in row.iter_mut().zip(targets) {
-            let is_default = matches!(value, ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"));
-            if is_default {
+            if is_default(value) {
                 *value = match entry.defaults.get(fields[*at].name()) {
                     Some(text) => default_ast(text)?,
                     None => ast::Expr::Value(ast::Value::Null.into()),
                 };
+            }
+            if let Some(vector) = VectorType::of_field(&fields[*at]) {
+                let value_of = std::mem::replace(value, ast::Expr::Value(ast::Value::Null.into()));
+                *value = cast_to(value_of, vector);
             }
         }
     }
     Ok(query)
 }
 
+fn is_default(value: &ast::Expr) -> bool {
+    matches!(value, ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"))
+}
+
+fn cast_to(value: ast::Expr, vector: VectorType) -> ast::Expr {
+    let (name, arguments) = match vector.element {
+        Element::Bit => ("BITVECTOR", vec![vector.dim.to_string()]),
+        element => ("VECTOR", vec![vector.dim.to_string(), element.name().to_owned()]),
+    };
+    let data_type = ast::DataType::Custom(ast::ObjectName::from(vec![ast::Ident::new(name)]), arguments);
+    ast::Expr::Cast { kind: ast::CastKind::Cast, expr: Box::new(value), data_type, array: false, format: None }
+}
+
 /// A projection of the query to all columns of the table, in order and of their types.
-pub(crate) fn to_table(input: LogicalPlan, targets: &[usize], fields: &[FieldRef], entry: &TableEntry, tables: &StatementTables) -> Result<LogicalPlan> {
+pub(crate) fn to_table(
+    input: LogicalPlan,
+    targets: &[usize],
+    fields: &[FieldRef],
+    entry: &TableEntry,
+    tables: &StatementTables,
+) -> Result<LogicalPlan> {
     let columns = input.schema().columns();
     if columns.len() != targets.len() {
-        return Err(Error::invalid(format!("the rows have {} columns, but {} are to be filled; name them: INSERT INTO t (a, b) …", columns.len(), targets.len())));
+        return Err(Error::invalid(format!(
+            "the rows have {} columns, but {} are to be filled; name them: INSERT INTO t (a, b) …",
+            columns.len(),
+            targets.len()
+        )));
     }
     let types: Vec<_> = input.schema().fields().iter().cloned().collect();
     let mut outputs = Vec::with_capacity(fields.len());
@@ -169,7 +218,8 @@ fn default_value(default: Expr, field: &FieldRef) -> datafusion::error::Result<E
 pub(crate) fn by_name(names: &[String], name: &RelationName, fields: &[FieldRef]) -> Result<Vec<usize>> {
     let find = |column: &String| {
         let at = fields.iter().position(|field| field.name() == column);
-        at.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(column))).ok_or_else(|| no_column(name, column, fields))
+        at.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(column)))
+            .ok_or_else(|| no_column(name, column, fields))
     };
     names.iter().map(find).collect()
 }

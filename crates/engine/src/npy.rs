@@ -7,8 +7,11 @@ use std::io::{BufReader, Read};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, FixedSizeListArray, PrimitiveArray, RecordBatch};
-use arrow::datatypes::{ArrowPrimitiveType, DataType, Field, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Schema, SchemaRef, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow::buffer::ScalarBuffer;
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Field, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
+    Int64Type, Schema, SchemaRef, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+};
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::exec_datafusion_err;
@@ -65,7 +68,9 @@ pub(crate) fn table(files: &[String]) -> Result<Arc<dyn TableProvider>> {
 
 fn schema_of(header: &Header) -> SchemaRef {
     let data_type = match header.dim {
-        Some(dim) => DataType::new_fixed_size_list(header.element.clone(), i32::try_from(dim).unwrap_or(i32::MAX), true),
+        Some(dim) => {
+            DataType::new_fixed_size_list(header.element.clone(), i32::try_from(dim).unwrap_or(i32::MAX), true)
+        }
         None => header.element.clone(),
     };
     Arc::new(Schema::new(vec![Field::new(COLUMN, data_type, true)]))
@@ -91,7 +96,11 @@ fn read_header(path: &str) -> Result<Header> {
     let mut text = vec![0; length];
     reader.read_exact(&mut text).map_err(|_| failed("it is too short"))?;
     let header = parse_header(&String::from_utf8_lossy(&text), 8 + width + length).map_err(|what| failed(&what))?;
-    let needed = header.rows.checked_mul(header.dim.unwrap_or(1)).and_then(|n| n.checked_mul(header.element_bytes)).and_then(|n| n.checked_add(header.offset));
+    let needed = header
+        .rows
+        .checked_mul(header.dim.unwrap_or(1))
+        .and_then(|n| n.checked_mul(header.element_bytes))
+        .and_then(|n| n.checked_add(header.offset));
     if needed.is_none_or(|needed| bytes < needed as u64) {
         return Err(failed("it is shorter than its shape says"));
     }
@@ -104,7 +113,10 @@ fn parse_header(text: &str, offset: usize) -> std::result::Result<Header, String
         let (_, rest) = text.split_once(&format!("'{key}':")).ok_or(format!("its header has no {key}"))?;
         Ok::<_, String>(rest.trim_start())
     };
-    let descr = value("descr")?.strip_prefix('\'').and_then(|rest| rest.split('\'').next()).ok_or("its elements are records")?;
+    let descr = value("descr")?
+        .strip_prefix('\'')
+        .and_then(|rest| rest.split('\'').next())
+        .ok_or("its elements are records")?;
     let (element, element_bytes) = match descr {
         "<f2" => (DataType::Float16, 2),
         "<f4" => (DataType::Float32, 4),
@@ -122,9 +134,12 @@ fn parse_header(text: &str, offset: usize) -> std::result::Result<Header, String
     if !value("fortran_order")?.starts_with("False") {
         return Err("it is in Fortran order; save it with numpy.ascontiguousarray".into());
     }
-    let shape = value("shape")?.strip_prefix('(').and_then(|rest| rest.split(')').next()).ok_or("its header has no shape")?;
+    let shape =
+        value("shape")?.strip_prefix('(').and_then(|rest| rest.split(')').next()).ok_or("its header has no shape")?;
     let sizes = shape.split(',').map(str::trim).filter(|size| !size.is_empty()).map(str::parse::<usize>);
-    let sizes: Vec<usize> = sizes.collect::<std::result::Result<_, _>>().map_err(|_| format!("its shape ({shape}) is no list of numbers"))?;
+    let sizes: Vec<usize> = sizes
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| format!("its shape ({shape}) is no list of numbers"))?;
     let (rows, dim) = match sizes.as_slice() {
         [rows] => (*rows, None),
         [_, 0] => return Err("its rows have no elements".into()),
@@ -164,7 +179,11 @@ fn open_at(path: &str, offset: usize) -> datafusion::error::Result<BufReader<Fil
     Ok(BufReader::new(file))
 }
 
-fn batches(mut reader: BufReader<File>, header: Header, schema: SchemaRef) -> impl Iterator<Item = datafusion::error::Result<RecordBatch>> {
+fn batches(
+    mut reader: BufReader<File>,
+    header: Header,
+    schema: SchemaRef,
+) -> impl Iterator<Item = datafusion::error::Result<RecordBatch>> {
     let width = header.dim.unwrap_or(1);
     let batch_rows = (BATCH_BYTES / (width * header.element_bytes)).max(1);
     (0..header.rows).step_by(batch_rows).map(move |start| {
@@ -213,7 +232,10 @@ mod tests {
     #[test]
     fn headers_are_read_or_refused() {
         let good = parse_header("{'descr': '<f4', 'fortran_order': False, 'shape': (10, 384), }", 128);
-        assert_eq!(good, Ok(Header { element: DataType::Float32, element_bytes: 4, rows: 10, dim: Some(384), offset: 128 }));
+        assert_eq!(
+            good,
+            Ok(Header { element: DataType::Float32, element_bytes: 4, rows: 10, dim: Some(384), offset: 128 })
+        );
         for bad in [
             "{'descr': '>f4', 'fortran_order': False, 'shape': (10, 384), }",
             "{'descr': '<f4', 'fortran_order': True, 'shape': (10, 384), }",

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{FixedSizeListArray, Float32Array};
 use arrow::datatypes::{DataType, Field};
-use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::Expr;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::sqlparser::ast;
 use planner::Planner;
@@ -66,7 +66,12 @@ impl Prepared {
 
 impl Session {
     /// PREPARE, EXECUTE and DEALLOCATE.
-    pub(crate) async fn named_statement(&self, sql: &ast::Statement, statement: &Statement, deadline: Option<Instant>) -> Result<Answer> {
+    pub(crate) async fn named_statement(
+        &self,
+        sql: &ast::Statement,
+        statement: &Statement,
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
         match sql {
             ast::Statement::Prepare { name, data_types, statement: inner } => {
                 let kind = StatementKind::Sql(inner.clone());
@@ -74,15 +79,24 @@ impl Session {
                 let name = name.value.to_lowercase();
                 let known = self.with_prepared(|prepared| prepared.contains_key(&name));
                 if known {
-                    return Err(Error::new(ErrorKind::Conflict, format!("the statement \"{name}\" is prepared already; DEALLOCATE it first")));
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("the statement \"{name}\" is prepared already; DEALLOCATE it first"),
+                    ));
                 }
                 Prepared::new(self.clone(), stored.statement.clone()).await?;
                 self.with_prepared(|prepared| prepared.insert(name, stored));
                 Ok(Answer::done("PREPARE"))
             }
-            ast::Statement::Execute { name: Some(name), parameters, immediate: false, into, using, output: false, .. }
-                if into.is_empty() && using.is_empty() =>
-            {
+            ast::Statement::Execute {
+                name: Some(name),
+                parameters,
+                immediate: false,
+                into,
+                using,
+                output: false,
+                ..
+            } if into.is_empty() && using.is_empty() => {
                 let key = name.to_string().to_lowercase();
                 let stored = self.with_prepared(|prepared| prepared.get(&key).cloned()).ok_or_else(|| unknown(&key))?;
                 let values = self.values(parameters, &stored.types)?;
@@ -104,7 +118,11 @@ impl Session {
     /// The constants that EXECUTE passes, cast to the types that PREPARE names.
     fn values(&self, parameters: &[ast::Expr], types: &[ast::DataType]) -> Result<Vec<ScalarValue>> {
         if !types.is_empty() && types.len() != parameters.len() {
-            return Err(Error::invalid(format!("the statement was prepared with {} parameters, not {}", types.len(), parameters.len())));
+            return Err(Error::invalid(format!(
+                "the statement was prepared with {} parameters, not {}",
+                types.len(),
+                parameters.len()
+            )));
         }
         let cast = |(at, expr): (usize, &ast::Expr)| match types.get(at) {
             Some(data_type) => ast::Expr::Cast {

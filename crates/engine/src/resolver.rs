@@ -33,7 +33,8 @@ impl StatementTables {
 
     /// The catalog as the statement sees it.
     pub(crate) async fn catalog(&self) -> crate::Result<Arc<Catalog>> {
-        let catalog = self.catalog.get_or_try_init(|| async { self.session.engine().database().catalog().await }).await?;
+        let catalog =
+            self.catalog.get_or_try_init(|| async { self.session.engine().database().catalog().await }).await?;
         Ok(Arc::clone(catalog))
     }
 
@@ -42,7 +43,19 @@ impl StatementTables {
         let table = TableName::new(&name.schema, &name.table);
         match self.catalog().await?.relation(&table) {
             Some(Relation::Table(entry)) => Ok((table, entry.clone())),
-            Some(other) => Err(Error::unsupported(format!("\"{name}\" is {} and cannot be written to; load it with CREATE TABLE … AS SELECT", with_article(other.kind())))),
+            Some(other) => Err(Error::unsupported(format!(
+                "\"{name}\" is {} and cannot be written to; load it with CREATE TABLE … AS SELECT",
+                with_article(other.kind())
+            ))),
+            None => Err(self.no_table(name).await),
+        }
+    }
+
+    /// # Errors
+    /// A name that stands for nothing.
+    pub(crate) async fn check_exists(&self, name: &RelationName) -> crate::Result<()> {
+        match self.resolve(name).await? {
+            Some(_) => Ok(()),
             None => Err(self.no_table(name).await),
         }
     }
@@ -61,11 +74,15 @@ impl StatementTables {
         let catalog = self.catalog().await.map_err(boxed)?;
         let resolved = match catalog.relation(&TableName::new(&name.schema, &name.table)) {
             Some(Relation::Table(entry)) => Resolved::Table(self.table(name, entry).await.map_err(boxed)?),
-            Some(Relation::External(external)) => Resolved::Table(files::external_table(&self.session, &self.state, &name.to_string(), external).await.map_err(boxed)?),
+            Some(Relation::External(external)) => Resolved::Table(
+                files::external_table(&self.session, &self.state, &name.to_string(), external).await.map_err(boxed)?,
+            ),
             Some(Relation::View(view)) => Resolved::View(view.sql.clone()),
-            None if name.schema == planner::resolve::SCHEMA && files::is_file_name(&name.table) => {
-                Resolved::Table(files::table(&self.session, &self.state, &[name.table.clone()], None, &[], None).await.map_err(boxed)?)
-            }
+            None if name.schema == planner::resolve::SCHEMA && files::is_file_name(&name.table) => Resolved::Table(
+                files::table(&self.session, &self.state, &[name.table.clone()], None, &[], None)
+                    .await
+                    .map_err(boxed)?,
+            ),
             None => return Ok(None),
         };
         Ok(Some(resolved))
@@ -97,7 +114,11 @@ impl StatementTables {
                 Ok(Some(fields)) => fields,
                 _ => vec![],
             };
-            words.push(TableWords { schema: name.schema.clone(), table: name.table.clone(), columns: fields.iter().map(|field| field.name().clone()).collect() });
+            words.push(TableWords {
+                schema: name.schema.clone(),
+                table: name.table.clone(),
+                columns: fields.iter().map(|field| field.name().clone()).collect(),
+            });
         }
         Ok(words)
     }
@@ -108,7 +129,9 @@ impl StatementTables {
             Some(Resolved::Table(table)) => Ok(Some(table.schema().fields().to_vec())),
             Some(Resolved::View(sql)) => {
                 let mut statements = planner::statement::parse(&sql)?;
-                let Some(StatementKind::Sql(statement)) = statements.pop().map(|statement| statement.kind) else { return Ok(None) };
+                let Some(StatementKind::Sql(statement)) = statements.pop().map(|statement| statement.kind) else {
+                    return Ok(None);
+                };
                 let datafusion::sql::sqlparser::ast::Statement::Query(query) = *statement else { return Ok(None) };
                 let plan = Planner { state: &self.state, resolver: self }.query(*query, &[]).await?;
                 Ok(Some(plan.schema().fields().to_vec()))
@@ -155,7 +178,9 @@ impl TableResolver for StatementTables {
         let catalog = self.catalog().await.map_err(boxed)?;
         let mut names = vec![];
         for (schema, entry) in &catalog.schemas {
-            names.extend(entry.relations.keys().map(|table| RelationName { schema: schema.clone(), table: table.clone() }));
+            names.extend(
+                entry.relations.keys().map(|table| RelationName { schema: schema.clone(), table: table.clone() }),
+            );
         }
         names.extend(catalog_tables::names());
         Ok(names)

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::sql::sqlparser::ast;
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use planner::Planner;
 use planner::settings::Settings;
 use planner::statement::StatementKind;
@@ -19,6 +20,9 @@ use crate::answer::{panicked, timed_out};
 use crate::prepared::Named;
 use crate::resolver::StatementTables;
 use crate::{Answer, Engine, Error, Prepared, Progress, Result, Rows, ScalarValue};
+
+/// How many batches a query makes before the caller asks for them.
+const BATCHES_AHEAD: usize = 2;
 
 /// A user's session. Cheap to clone; clones share settings and prepared statements.
 #[derive(Clone)]
@@ -95,9 +99,14 @@ impl Session {
     /// # Errors
     /// The first mistake of syntax, with its place.
     pub fn parse(&self, sql: &str) -> Result<Vec<Statement>> {
-        let statements = planner::statement::parse(sql).map_err(|error| Error::from(error).placed_in(sql, 0..sql.len()))?;
+        let statements =
+            planner::statement::parse(sql).map_err(|error| Error::from(error).placed_in(sql, 0..sql.len()))?;
         let source: Arc<str> = sql.into();
-        let statement = |parsed: planner::statement::Statement| Statement { kind: parsed.kind, source: Arc::clone(&source), range: parsed.range };
+        let statement = |parsed: planner::statement::Statement| Statement {
+            kind: parsed.kind,
+            source: Arc::clone(&source),
+            range: parsed.range,
+        };
         Ok(statements.into_iter().map(statement).collect())
     }
 
@@ -110,7 +119,10 @@ impl Session {
         match (statements.pop(), statements.len()) {
             (Some(statement), 0) => self.run(&statement).await,
             (None, _) => Err(Error::invalid("the text holds no statement")),
-            (_, more) => Err(Error::invalid(format!("the text holds {} statements, and execute takes one; parse it and run each", more + 1))),
+            (_, more) => Err(Error::invalid(format!(
+                "the text holds {} statements, and execute takes one; parse it and run each",
+                more + 1
+            ))),
         }
     }
 
@@ -125,7 +137,8 @@ impl Session {
     pub(crate) async fn run_with(&self, statement: &Statement, parameters: &[ScalarValue]) -> Result<Answer> {
         let deadline = self.settings().timeout().map(|timeout| Instant::now() + timeout);
         // Boxed: a caller's own futures would else hold the types of all statements.
-        let work = AssertUnwindSafe(self.dispatch(&statement.kind, statement, parameters, deadline).boxed()).catch_unwind();
+        let work =
+            AssertUnwindSafe(self.dispatch(&statement.kind, statement, parameters, deadline).boxed()).catch_unwind();
         let result = match deadline {
             Some(at) => tokio::time::timeout_at(at, work).await.map_err(|_| timed_out())?,
             None => work.await,
@@ -141,7 +154,9 @@ impl Session {
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         let mut statements = self.parse(sql)?;
         match (statements.pop(), statements.len()) {
-            (Some(statement), 0) => Prepared::new(self.clone(), statement).boxed().await.map_err(|error| error.placed_in(sql, 0..sql.len())),
+            (Some(statement), 0) => {
+                Prepared::new(self.clone(), statement).boxed().await.map_err(|error| error.placed_in(sql, 0..sql.len()))
+            }
             _ => Err(Error::invalid("prepare takes one statement")),
         }
     }
@@ -153,7 +168,13 @@ impl Session {
     pub async fn vocabulary(&self) -> Result<Vocabulary> {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
-        let mut functions: Vec<String> = state.scalar_functions().keys().chain(state.aggregate_functions().keys()).chain(state.window_functions().keys()).cloned().collect();
+        let mut functions: Vec<String> = state
+            .scalar_functions()
+            .keys()
+            .chain(state.aggregate_functions().keys())
+            .chain(state.window_functions().keys())
+            .cloned()
+            .collect();
         functions.push(planner::relation::VECTOR_SEARCH.to_owned());
         functions.retain(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
         functions.sort();
@@ -177,7 +198,10 @@ impl Session {
         Settings::of(self.inner.state.read().unwrap_or_else(PoisonError::into_inner).config_options())
     }
 
-    pub(crate) fn change_settings(&self, change: impl FnOnce(&mut Settings) -> datafusion::error::Result<()>) -> Result<()> {
+    pub(crate) fn change_settings(
+        &self,
+        change: impl FnOnce(&mut Settings) -> datafusion::error::Result<()>,
+    ) -> Result<()> {
         let mut state = self.inner.state.write().unwrap_or_else(PoisonError::into_inner);
         let options = state.config_mut().options_mut();
         let Some(settings) = options.extensions.get_mut::<Settings>() else {
@@ -190,7 +214,13 @@ impl Session {
         work(&mut self.inner.prepared.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn dispatch(&self, kind: &StatementKind, statement: &Statement, parameters: &[ScalarValue], deadline: Option<Instant>) -> Result<Answer> {
+    async fn dispatch(
+        &self,
+        kind: &StatementKind,
+        statement: &Statement,
+        parameters: &[ScalarValue],
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
         match kind {
             StatementKind::Sql(sql) => self.dispatch_sql(sql, statement, parameters, deadline).await,
             StatementKind::CreateExternal(create) => self.create_external(create).await,
@@ -201,7 +231,13 @@ impl Session {
         }
     }
 
-    async fn dispatch_sql(&self, sql: &ast::Statement, statement: &Statement, parameters: &[ScalarValue], deadline: Option<Instant>) -> Result<Answer> {
+    async fn dispatch_sql(
+        &self,
+        sql: &ast::Statement,
+        statement: &Statement,
+        parameters: &[ScalarValue],
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
         use ast::Statement as Sql;
         match sql {
             Sql::Query(query) => {
@@ -216,10 +252,15 @@ impl Session {
             Sql::Set(set) => self.set(set),
             Sql::ShowVariable { variable } => self.show(variable),
             Sql::ShowTables { .. } | Sql::ShowColumns { .. } | Sql::ShowSchemas { .. } | Sql::ExplainTable { .. } => {
+                if let Some(name) = crate::session_settings::described_relation(sql)? {
+                    StatementTables::new(self.clone(), self.state()).check_exists(&name).boxed().await?;
+                }
                 let query = crate::session_settings::shown_as_query(sql)?;
                 Box::pin(self.run_text(&query, deadline)).await
             }
-            Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => Box::pin(self.named_statement(sql, statement, deadline)).await,
+            Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => {
+                Box::pin(self.named_statement(sql, statement, deadline)).await
+            }
             _ => {
                 let words: Vec<&str> = statement.text().split_whitespace().take(2).collect();
                 Err(Error::unsupported(format!("the statement {} … is not supported", words.join(" ").to_uppercase())))
@@ -234,26 +275,55 @@ impl Session {
     }
 
     /// Runs a statement that was stored by PREPARE.
-    pub(crate) async fn run_stored(&self, stored: &Statement, parameters: &[ScalarValue], deadline: Option<Instant>) -> Result<Answer> {
+    pub(crate) async fn run_stored(
+        &self,
+        stored: &Statement,
+        parameters: &[ScalarValue],
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
         Box::pin(self.dispatch(&stored.kind, stored, parameters, deadline)).await
     }
 
     /// The logical plan of a query, on one snapshot of each table, with the state it was planned in.
-    pub(crate) async fn plan_query(&self, query: &ast::Query, parameters: &[ScalarValue]) -> Result<(LogicalPlan, SessionState)> {
+    pub(crate) async fn plan_query(
+        &self,
+        query: &ast::Query,
+        parameters: &[ScalarValue],
+    ) -> Result<(LogicalPlan, SessionState)> {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planner = Planner { state: &state, resolver: &tables };
         let plan = planner.query(query.clone(), parameters).await?;
         if let Some(name) = plan.get_parameter_names()?.into_iter().min() {
-            return Err(Error::invalid(format!("parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare")));
+            return Err(Error::invalid(format!(
+                "parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare"
+            )));
         }
         Ok((plan, state))
     }
 
     /// Plans physically and starts.
-    pub(crate) async fn rows(&self, plan: &LogicalPlan, state: &SessionState, statement: &Statement, deadline: Option<Instant>) -> Result<Answer> {
+    pub(crate) async fn rows(
+        &self,
+        plan: &LogicalPlan,
+        state: &SessionState,
+        statement: &Statement,
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
         let physical = state.create_physical_plan(plan).await?;
-        let stream = execute_stream(Arc::clone(&physical), state.task_ctx())?;
+        let mut stream = execute_stream(Arc::clone(&physical), state.task_ctx())?;
+        // In a task of its own: however long one step of the plan takes, the caller can stop waiting for it.
+        let mut receiver = RecordBatchReceiverStream::builder(stream.schema(), BATCHES_AHEAD);
+        let sender = receiver.tx();
+        receiver.spawn(async move {
+            while let Some(batch) = stream.next().await {
+                if sender.send(batch).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let stream = receiver.build();
         Ok(Answer::Rows(Rows::new(stream, Progress::of_plan(physical), Some(statement.clone()), deadline)))
     }
 }

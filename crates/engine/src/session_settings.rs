@@ -20,7 +20,12 @@ pub(crate) fn names() -> Vec<String> {
 impl Session {
     pub(crate) fn set(&self, set: &Set) -> Result<Answer> {
         let (variable, values) = match set {
-            Set::SingleAssignment { scope: None | Some(ast::ContextModifier::Session), hivevar: false, variable, values } => (variable, values),
+            Set::SingleAssignment {
+                scope: None | Some(ast::ContextModifier::Session),
+                hivevar: false,
+                variable,
+                values,
+            } => (variable, values),
             other => return Err(Error::unsupported(format!("{other} is not supported; write SET setting = value"))),
         };
         let name = variable.to_string().to_lowercase();
@@ -31,7 +36,9 @@ impl Session {
             return Err(Error::invalid(format!("{name} takes one value, not {}", values.len())));
         };
         let text = match value {
-            ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default") => return self.reset(&name),
+            ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default") => {
+                return self.reset(&name);
+            }
             ast::Expr::Identifier(word) => word.value.clone(),
             // ON is a word of the grammar and comes as one; everything else is a constant.
             other => match self.constant(other.clone())? {
@@ -72,7 +79,10 @@ impl Session {
 /// Name, value and description of every setting.
 pub(crate) fn described(settings: &Settings) -> Result<Vec<(String, String, &'static str)>> {
     let entries = settings.entries();
-    entries.into_iter().map(|entry| Ok((entry.key.clone(), settings.value(&entry.key)?, entry.description.trim()))).collect()
+    entries
+        .into_iter()
+        .map(|entry| Ok((entry.key.clone(), settings.value(&entry.key)?, entry.description.trim())))
+        .collect()
 }
 
 fn table(columns: &[(&str, Vec<String>)]) -> Result<RecordBatch> {
@@ -98,23 +108,21 @@ pub(crate) fn shown_as_query(sql: &ast::Statement) -> Result<String> {
             };
             Ok(columns_of(&table, &like))
         }
-        ast::Statement::ShowSchemas { .. } => Ok("SELECT schema_name FROM information_schema.schemata ORDER BY schema_name".into()),
+        ast::Statement::ShowSchemas { .. } => {
+            Ok("SELECT schema_name FROM information_schema.schemata ORDER BY schema_name".into())
+        }
         ast::Statement::ExplainTable { table_name, .. } => Ok(columns_of(&table_name.to_string(), "")),
         other => Err(Error::unsupported(format!("{other} is not supported"))),
     }
 }
 
 fn columns_of(table: &str, like: &str) -> String {
-    let name = planner::relation::parse_name(table).and_then(|name| RelationName::of_sql(&name));
-    let name = name.unwrap_or(RelationName { schema: SCHEMA.into(), table: table.to_owned() });
-    // The join with the table itself makes a name that does not exist an error.
+    let name = relation_of(table);
     format!(
         "SELECT column_name, data_type, is_nullable, column_default FROM information_schema.columns \
-         WHERE table_schema = {} AND table_name = {}{like} AND (SELECT count(*) FROM {}.{} LIMIT 0) IS NULL ORDER BY ordinal_position",
+         WHERE table_schema = {} AND table_name = {}{like} ORDER BY ordinal_position",
         quoted(&name.schema),
         quoted(&name.table),
-        double_quoted(&name.schema),
-        double_quoted(&name.table),
     )
 }
 
@@ -122,8 +130,20 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-fn double_quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('"', "\"\""))
+fn relation_of(table: &str) -> RelationName {
+    let name = planner::relation::parse_name(table).and_then(|name| RelationName::of_sql(&name));
+    name.unwrap_or(RelationName { schema: SCHEMA.into(), table: table.to_owned() })
+}
+
+/// The relation that DESCRIBE or SHOW COLUMNS names.
+pub(crate) fn described_relation(sql: &ast::Statement) -> Result<Option<RelationName>> {
+    Ok(match sql {
+        ast::Statement::ShowColumns { show_options, .. } => {
+            options(show_options, "column_name")?.0.map(|table| relation_of(&table))
+        }
+        ast::Statement::ExplainTable { table_name, .. } => Some(relation_of(&table_name.to_string())),
+        _ => None,
+    })
 }
 
 /// The name behind FROM or IN, and the condition behind LIKE.
@@ -139,7 +159,9 @@ fn options(options: &ShowStatementOptions, column: &str) -> Result<(Option<Strin
         None => String::new(),
         Some(ShowStatementFilter::Like(pattern)) => format!(" AND {column} LIKE {}", quoted(pattern)),
         Some(ShowStatementFilter::ILike(pattern)) => format!(" AND {column} ILIKE {}", quoted(pattern)),
-        Some(other) => return Err(Error::unsupported(format!("{other} after SHOW is not supported; write LIKE 'pattern'"))),
+        Some(other) => {
+            return Err(Error::unsupported(format!("{other} after SHOW is not supported; write LIKE 'pattern'")));
+        }
     };
     Ok((parent, like))
 }

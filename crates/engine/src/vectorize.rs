@@ -37,9 +37,14 @@ impl Session {
         loop {
             let broken = Arc::new(Mutex::new(None));
             let (schema, rows) = vectorized(source()?, &lists, Arc::clone(&broken)).await?;
-            let definition = TableDefinition { schema: storage::storable_schema(&schema)?, defaults: Default::default(), now_us: crate::definition::now_us() };
+            let definition = TableDefinition {
+                schema: storage::storable_schema(&schema)?,
+                defaults: Default::default(),
+                now_us: crate::definition::now_us(),
+            };
             let rows = operators::insert::checked(rows, Arc::new(Schema::clone(&schema)));
-            let written = self.engine().database().create_table_from(name, definition, mode, rows, progress.clone()).await;
+            let written =
+                self.engine().database().create_table_from(name, definition, mode, rows, progress.clone()).await;
             let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
             match (written, broken) {
                 (Ok(rows), _) => return Ok(rows),
@@ -57,7 +62,8 @@ async fn vectorized(
     broken: Arc<Mutex<Option<usize>>>,
 ) -> Result<(SchemaRef, SendableRecordBatchStream)> {
     let schema = rows.schema();
-    let open: Vec<usize> = (0..schema.fields().len()).filter(|at| !lists.contains(at) && is_float_list(schema.field(*at))).collect();
+    let open: Vec<usize> =
+        (0..schema.fields().len()).filter(|at| !lists.contains(at) && is_float_list(schema.field(*at))).collect();
     let (mut head, mut seen) = (vec![], 0);
     let mut dims: Vec<Option<usize>> = vec![None; schema.fields().len()];
     while open.iter().any(|at| dims[*at].is_none()) && seen < HEAD_ROWS_MAX {
@@ -68,11 +74,17 @@ async fn vectorized(
         seen += batch.num_rows();
         head.push(batch);
     }
-    let vectors: Vec<Option<VectorType>> = schema.fields().iter().zip(&dims).map(|(field, dim)| vector_of(field, *dim)).collect();
-    let fields: Vec<Field> = schema.fields().iter().zip(&vectors).map(|(field, vector)| match vector {
-        Some(vector) => vector.field(field.name(), field.is_nullable()),
-        None => field.as_ref().clone(),
-    }).collect();
+    let vectors: Vec<Option<VectorType>> =
+        schema.fields().iter().zip(&dims).map(|(field, dim)| vector_of(field, *dim)).collect();
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .zip(&vectors)
+        .map(|(field, vector)| match vector {
+            Some(vector) => vector.field(field.name(), field.is_nullable()),
+            None => field.as_ref().clone(),
+        })
+        .collect();
     let target = Arc::new(Schema::new(fields));
     let tagged = Arc::clone(&target);
     let all = futures::stream::iter(head.into_iter().map(Ok)).chain(rows);
@@ -92,7 +104,9 @@ fn is_float_list(field: &Field) -> bool {
 fn vector_of(field: &Field, dim: Option<usize>) -> Option<VectorType> {
     let dim = dim.filter(|dim| (1..=DIM_MAX).contains(dim))?;
     let half = match field.data_type() {
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => item.data_type() == &DataType::Float16,
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            item.data_type() == &DataType::Float16
+        }
         _ => false,
     };
     VectorType::checked(if half { Element::Float16 } else { Element::Float32 }, dim).ok()

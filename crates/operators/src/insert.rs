@@ -67,7 +67,10 @@ pub fn checked(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRe
 fn check(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     for (column, field) in batch.columns().iter().zip(schema.fields()) {
         if !field.is_nullable() && column.logical_null_count() > 0 {
-            return exec_err!("column {} is NOT NULL, but a row has no value for it; nothing was written", field.name());
+            return exec_err!(
+                "column {} is NOT NULL, but a row has no value for it; nothing was written",
+                field.name()
+            );
         }
         let Some(vector) = VectorType::of_field(field) else { continue };
         let vectors = VectorArray::read(column, field, None)?;

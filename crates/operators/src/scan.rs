@@ -68,7 +68,16 @@ impl TableScanExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        Ok(Self { name, snapshot, columns, filters, limit, partitions: parts, properties, metrics: ExecutionPlanMetricsSet::new() })
+        Ok(Self {
+            name,
+            snapshot,
+            columns,
+            filters,
+            limit,
+            partitions: parts,
+            properties,
+            metrics: ExecutionPlanMetricsSet::new(),
+        })
     }
 }
 

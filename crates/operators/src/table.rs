@@ -127,9 +127,17 @@ impl TableProvider for SnapshotTable {
         Some(statistics)
     }
 
-    async fn insert_into(&self, _: &dyn Session, input: Arc<dyn ExecutionPlan>, op: InsertOp) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn insert_into(
+        &self,
+        _: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        op: InsertOp,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(target) = &self.write else {
-            return not_impl_err!("{} is attached read only; load it with CREATE TABLE … AS SELECT to change it", self.name);
+            return not_impl_err!(
+                "{} is attached read only; load it with CREATE TABLE … AS SELECT to change it",
+                self.name
+            );
         };
         if op != InsertOp::Append {
             return not_impl_err!("INSERT OVERWRITE and REPLACE INTO are not supported; write INSERT INTO");

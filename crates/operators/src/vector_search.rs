@@ -128,10 +128,18 @@ fn equivalences(schema: &SchemaRef, reach: Reach) -> Result<EquivalencePropertie
 impl DisplayAs for VectorSearchExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let version = self.snapshot.version();
-        write!(f, "VectorSearchExec: table={} version={version}, column={}, metric={}", self.table, self.vector, self.metric.name())?;
+        write!(
+            f,
+            "VectorSearchExec: table={} version={version}, column={}, metric={}",
+            self.table,
+            self.vector,
+            self.metric.name()
+        )?;
         match self.reach {
             Reach::Nearest { k } => write!(f, ", k={k}, ties in row order")?,
-            Reach::Within { distance, inclusive } => write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?,
+            Reach::Within { distance, inclusive } => {
+                write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?
+            }
         }
         let candidates = if self.candidates.is_some() { "predicates first" } else { "all rows" };
         write!(f, ", way=exact, candidates={candidates}, query={}", shown(&self.query.to_string()))?;
@@ -237,7 +245,8 @@ fn fetched(
     let starts: Vec<usize> = (0..hits.len()).step_by(batch_rows).collect();
     let hits = Arc::new(hits);
     futures::stream::iter(starts).then(move |start| {
-        let (snapshot, hits, columns, schema) = (snapshot.clone(), Arc::clone(&hits), columns.clone(), Arc::clone(&schema));
+        let (snapshot, hits, columns, schema) =
+            (snapshot.clone(), Arc::clone(&hits), columns.clone(), Arc::clone(&schema));
         async move {
             let hits = &hits[start..(start + batch_rows).min(hits.len())];
             let mut arrays: Vec<ArrayRef> = vec![];
@@ -319,7 +328,8 @@ impl Run {
         let field: Arc<Field> = expr.return_field(&Schema::empty())?;
         let own = VectorType::of_field(&field);
         let dim = self.vector_type.dim;
-        let vector = VectorArray::read(&value, &field, Some(self.vector_type)).map_err(|error| self.query_error(&error))?;
+        let vector =
+            VectorArray::read(&value, &field, Some(self.vector_type)).map_err(|error| self.query_error(&error))?;
         if vector.dim != dim {
             return exec_err!(
                 "the query has {} dimensions but column {} has {dim}; embed the query with the same model",
@@ -331,7 +341,8 @@ impl Run {
             return Ok(None);
         }
         check_metric(self.metric.name(), self.metric, Some(self.vector_type), own.and(Some(vector.vector_type())))?;
-        let query = Query::new(self.metric, dim, vector.vector(0)).map_err(|error| DataFusionError::Execution(error.to_string()))?;
+        let query = Query::new(self.metric, dim, vector.vector(0))
+            .map_err(|error| DataFusionError::Execution(error.to_string()))?;
         Ok(Some(query))
     }
 
@@ -353,7 +364,11 @@ impl Run {
     }
 
     /// Loads a few chunks and compares their rows on all workers.
-    async fn search_wave(self: &Arc<Self>, wave: Vec<(VectorChunkRef, Option<Vec<u32>>)>, query: &Arc<Query>) -> Result<Found> {
+    async fn search_wave(
+        self: &Arc<Self>,
+        wave: Vec<(VectorChunkRef, Option<Vec<u32>>)>,
+        query: &Arc<Query>,
+    ) -> Result<Found> {
         let load = |(chunk, selected): (VectorChunkRef, Option<Vec<u32>>)| async move {
             let loaded = self.snapshot.load_vectors(&chunk).await.map_err(external)?;
             Ok::<_, DataFusionError>((loaded, selected))
@@ -364,11 +379,13 @@ impl Run {
             self.bytes_read.add(usize::try_from(chunk.bytes_read).unwrap_or(usize::MAX));
             self.from_cache.add(if chunk.from_cache { chunk.vectors.len() } else { 0 });
         }
-        let slices: Arc<Vec<Slice>> = Arc::new(loaded.into_iter().flat_map(|(chunk, selected)| Slice::cut(&chunk, selected)).collect());
+        let slices: Arc<Vec<Slice>> =
+            Arc::new(loaded.into_iter().flat_map(|(chunk, selected)| Slice::cut(&chunk, selected)).collect());
         let next = Arc::new(AtomicUsize::new(0));
         let workers = self.workers.min(slices.len());
         let work = |_| {
-            let (run, query, slices, next) = (Arc::clone(self), Arc::clone(query), Arc::clone(&slices), Arc::clone(&next));
+            let (run, query, slices, next) =
+                (Arc::clone(self), Arc::clone(query), Arc::clone(&slices), Arc::clone(&next));
             async move { run.compare(&query, &slices, &next).await }
         };
         // The last share is done here: one worker alone, the usual case of a small search, costs no hop.
@@ -465,7 +482,9 @@ impl Found {
         let first = slice.first_address();
         match (self, &slice.selected) {
             (Self::Nearest(top), None) => query.top_k(vectors.vectors(), first, top).map_err(failed),
-            (Self::Nearest(top), Some(selected)) => query.top_k_selected(vectors.vectors(), first, selected, top).map_err(failed),
+            (Self::Nearest(top), Some(selected)) => {
+                query.top_k_selected(vectors.vectors(), first, selected, top).map_err(failed)
+            }
             (Self::Within { distance, inclusive, hits }, selected) => {
                 let mut distances = vec![0.0; slice.rows.len()];
                 query.distances(vectors.vectors(), &mut distances).map_err(failed)?;

@@ -6,6 +6,7 @@ use std::any::TypeId;
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::Token;
 
 const POSTGRES: PostgreSqlDialect = PostgreSqlDialect {};
 
@@ -46,7 +47,11 @@ impl Dialect for SagittaDialect {
 
     // Precedence is not a flag: without these two, `a <-> b < c` would parse as `a <-> (b < c)`.
     fn get_next_precedence(&self, parser: &Parser) -> Option<Result<u8, ParserError>> {
-        POSTGRES.get_next_precedence(parser)
+        match parser.peek_token_ref().token {
+            // Distances bind tighter than comparisons: `0.5 > emb <=> q` compares a number with a distance.
+            Token::Spaceship | Token::TwoWayArrow => Some(Ok(self.prec_value(Precedence::PgOther))),
+            _ => POSTGRES.get_next_precedence(parser),
+        }
     }
 
     fn prec_value(&self, precedence: Precedence) -> u8 {

@@ -50,7 +50,8 @@ pub fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
         state.aggregate_functions().get_or_insert_default().push(function);
     }
     // Ours go first: the first planner that knows an operator wins.
-    let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> = vec![Arc::new(vector_operators::VectorOperators)];
+    let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> =
+        vec![Arc::new(vector_operators::VectorOperators)];
     planners.extend(state.expr_planners().take().unwrap_or_default());
     let mut rules = Optimizer::new().rules;
     rules.push(Arc::new(rules::fetch_less::FetchLess));
@@ -101,7 +102,10 @@ impl Planner<'_> {
         let planner = SqlToRel::new_with_options(&context, parser_options());
         // Constraints and defaults are the caller's: only types and NOT NULL are read here.
         let plain = |column: &ast::ColumnDef| {
-            let options = column.options.iter().filter(|option| matches!(option.option, ast::ColumnOption::Null | ast::ColumnOption::NotNull));
+            let options = column
+                .options
+                .iter()
+                .filter(|option| matches!(option.option, ast::ColumnOption::Null | ast::ColumnOption::NotNull));
             ast::ColumnDef { options: options.cloned().collect(), ..column.clone() }
         };
         let schema = planner.build_schema(columns.iter().map(plain).collect())?;
@@ -130,7 +134,12 @@ impl Planner<'_> {
         planner.sql_to_expr(expr, &empty, &mut PlannerContext::new())
     }
 
-    fn plan(&self, mut statement: ast::Statement, parameters: Vec<Option<FieldRef>>, depth: usize) -> BoxFuture<'_, Result<LogicalPlan>> {
+    fn plan(
+        &self,
+        mut statement: ast::Statement,
+        parameters: Vec<Option<FieldRef>>,
+        depth: usize,
+    ) -> BoxFuture<'_, Result<LogicalPlan>> {
         async move {
             rewrite::rewrite(&mut statement)?;
             let names = resolve::referenced(&statement);
@@ -138,14 +147,19 @@ impl Planner<'_> {
             let known = self.resolver.names().await?.into_iter().collect();
             let context = Context { state: self.state, tables, known };
             let mut planning = PlannerContext::new().with_prepare_param_data_types(parameters);
-            SqlToRel::new_with_options(&context, parser_options()).sql_statement_to_plan_with_context(statement, &mut planning)
+            SqlToRel::new_with_options(&context, parser_options())
+                .sql_statement_to_plan_with_context(statement, &mut planning)
         }
         .boxed()
     }
 
     /// The sources of all names that stand for a table; the others are left to the planner, which knows whether
     /// they are names of CTEs.
-    async fn resolve(&self, names: Vec<ObjectName>, depth: usize) -> Result<HashMap<RelationName, Arc<dyn TableSource>>> {
+    async fn resolve(
+        &self,
+        names: Vec<ObjectName>,
+        depth: usize,
+    ) -> Result<HashMap<RelationName, Arc<dyn TableSource>>> {
         let mut tables = HashMap::new();
         for name in names {
             let Ok(name) = RelationName::of_sql(&name) else { continue };
@@ -190,7 +204,11 @@ pub fn convert_to(value: Expr, data_type: &DataType, field: &Field) -> Result<Ex
     }
     if !arrow::compute::can_cast_types(data_type, field.data_type()) {
         let own = vector_type::sql_type_name(&Field::new("", data_type.clone(), true));
-        return plan_err!("column {} is a {}, which a value of type {own} does not fit", field.name(), vector_type::sql_type_name(field));
+        return plan_err!(
+            "column {} is a {}, which a value of type {own} does not fit",
+            field.name(),
+            vector_type::sql_type_name(field)
+        );
     }
     Ok(datafusion::logical_expr::cast(value, field.data_type().clone()))
 }

@@ -20,17 +20,26 @@ use crate::vector_type::{Element, VectorType};
 
 /// The table function that searches.
 pub const VECTOR_SEARCH: &str = "vector_search";
-const USAGE: &str = "write vector_search('table', 'column', query, k => 10, metric => 'cosine', filter => 'tenant = 7')";
+const USAGE: &str =
+    "write vector_search('table', 'column', query, k => 10, metric => 'cosine', filter => 'tenant = 7')";
 
 /// Plans `vector_search(…)` and guards all other relations.
 #[derive(Debug)]
 pub struct Relations;
 
 impl RelationPlanner for Relations {
-    fn plan_relation(&self, relation: TableFactor, context: &mut dyn RelationPlannerContext) -> Result<RelationPlanning> {
+    fn plan_relation(
+        &self,
+        relation: TableFactor,
+        context: &mut dyn RelationPlannerContext,
+    ) -> Result<RelationPlanning> {
         let (call, alias) = match relation {
-            TableFactor::Table { ref name, args: Some(ref args), ref alias, .. } if is_search(name) => (args.args.clone(), alias.clone()),
-            TableFactor::Function { ref name, ref args, ref alias, .. } if is_search(name) => (args.clone(), alias.clone()),
+            TableFactor::Table { ref name, args: Some(ref args), ref alias, .. } if is_search(name) => {
+                (args.args.clone(), alias.clone())
+            }
+            TableFactor::Function { ref name, ref args, ref alias, .. } if is_search(name) => {
+                (args.clone(), alias.clone())
+            }
             mut other => {
                 guard(&mut other)?;
                 return Ok(RelationPlanning::Original(Box::new(other)));
@@ -51,10 +60,23 @@ fn is_search(name: &ObjectName) -> bool {
 fn guard(relation: &mut TableFactor) -> Result<()> {
     let sampled = "TABLESAMPLE is not supported; write WHERE random() < 0.1";
     match relation {
-        TableFactor::Table { name, args, with_hints, version, with_ordinality, partitions, json_path, sample, index_hints, .. } => {
+        TableFactor::Table {
+            name,
+            args,
+            with_hints,
+            version,
+            with_ordinality,
+            partitions,
+            json_path,
+            sample,
+            index_hints,
+            ..
+        } => {
             refuse_unbuilt(name, args.is_some())?;
             if let Some(version) = version {
-                return unsupported(&format!("time travel ({version}) is not built yet; every statement reads the newest version"));
+                return unsupported(&format!(
+                    "time travel ({version}) is not built yet; every statement reads the newest version"
+                ));
             }
             if sample.is_some() {
                 return unsupported(sampled);
@@ -62,14 +84,20 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
             check_hints(with_hints)?;
             with_hints.clear();
             if *with_ordinality || !partitions.is_empty() || json_path.is_some() || !index_hints.is_empty() {
-                return unsupported(&format!("WITH ORDINALITY, PARTITION, JSON paths and index hints on {name} are not supported; name the table alone"));
+                return unsupported(&format!(
+                    "WITH ORDINALITY, PARTITION, JSON paths and index hints on {name} are not supported; name the table alone"
+                ));
             }
             Ok(())
         }
         TableFactor::Derived { sample: Some(_), .. } => unsupported(sampled),
         TableFactor::Function { name, with_ordinality, .. } => {
             refuse_unbuilt(name, true)?;
-            if *with_ordinality { unsupported("WITH ORDINALITY is not supported; write row_number() OVER ()") } else { Ok(()) }
+            if *with_ordinality {
+                unsupported("WITH ORDINALITY is not supported; write row_number() OVER ()")
+            } else {
+                Ok(())
+            }
         }
         TableFactor::UNNEST { with_ordinality: true, .. } | TableFactor::UNNEST { with_offset: true, .. } => {
             unsupported("UNNEST … WITH ORDINALITY and WITH OFFSET are not supported")
@@ -92,7 +120,9 @@ fn refuse_unbuilt(name: &ObjectName, is_call: bool) -> Result<()> {
 fn check_hints(hints: &[ast::Expr]) -> Result<()> {
     for hint in hints {
         match hint {
-            ast::Expr::BinaryOp { left, op: BinaryOperator::Eq, right } if left.to_string().eq_ignore_ascii_case("recall") => {
+            ast::Expr::BinaryOp { left, op: BinaryOperator::Eq, right }
+                if left.to_string().eq_ignore_ascii_case("recall") =>
+            {
                 check_recall(&right.to_string())?;
             }
             other => return unsupported(&format!("there is no table option {other}; there is WITH (recall = 0.99)")),
@@ -102,7 +132,8 @@ fn check_hints(hints: &[ast::Expr]) -> Result<()> {
 }
 
 fn check_recall(text: &str) -> Result<()> {
-    let recall: f64 = text.parse().map_err(|_| plan_datafusion_err!("recall is a number above 0 and at most 1, not {text}"))?;
+    let recall: f64 =
+        text.parse().map_err(|_| plan_datafusion_err!("recall is a number above 0 and at most 1, not {text}"))?;
     if recall > 0.0 && recall <= 1.0 { Ok(()) } else { plan_err!("recall is above 0 and at most 1, not {text}") }
 }
 
@@ -122,18 +153,27 @@ impl Arguments {
         for arg in args {
             match arg {
                 FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => positional.push(expr),
-                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => named.push((name.value.to_lowercase(), expr)),
-                FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => named.push((name.to_string().to_lowercase(), expr)),
+                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                    named.push((name.value.to_lowercase(), expr))
+                }
+                FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                    named.push((name.to_string().to_lowercase(), expr))
+                }
                 other => return plan_err!("{VECTOR_SEARCH} does not take {other}; {USAGE}"),
             }
         }
         if positional.len() != 3 {
-            return plan_err!("{VECTOR_SEARCH} takes a table, a column and a query vector, not {} arguments; {USAGE}", positional.len());
+            return plan_err!(
+                "{VECTOR_SEARCH} takes a table, a column and a query vector, not {} arguments; {USAGE}",
+                positional.len()
+            );
         }
         let (table, column) = (text(&positional[0], "the table")?, text(&positional[1], "the column")?);
         let query = context.sql_to_expr(positional.swap_remove(2), &DFSchema::empty())?;
         if query.contains_outer() {
-            return unsupported("a search for each row of another table (KNN join) is not built yet; pass one query vector");
+            return unsupported(
+                "a search for each row of another table (KNN join) is not built yet; pass one query vector",
+            );
         }
         let mut arguments = Self { table: parse_name(&table)?, column, query, k: 10, metric: None, filter: None };
         for (name, value) in named {
@@ -146,12 +186,18 @@ impl Arguments {
         match name {
             "k" => {
                 let text = value.to_string();
-                self.k = text.parse().ok().filter(|k| *k > 0).ok_or_else(|| plan_datafusion_err!("k is a whole number above 0, not {text}"))?;
+                self.k = text
+                    .parse()
+                    .ok()
+                    .filter(|k| *k > 0)
+                    .ok_or_else(|| plan_datafusion_err!("k is a whole number above 0, not {text}"))?;
             }
             "metric" => {
                 let name = text(value, "metric")?;
                 let metric = Metric::parse(&name).ok_or_else(|| {
-                    plan_datafusion_err!("there is no metric {name}; there are l2, cosine, inner_product, l1, hamming and jaccard")
+                    plan_datafusion_err!(
+                        "there is no metric {name}; there are l2, cosine, inner_product, l1, hamming and jaccard"
+                    )
                 })?;
                 self.metric = Some(metric);
             }

@@ -17,8 +17,8 @@ use datafusion::datasource::provider_as_source;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::dml::InsertOp;
-use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner, TypePlanner};
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{
     AggregateUDF, Expr, HigherOrderUDF, ScalarUDF, TableProviderFilterPushDown, TableSource, TableType, WindowUDF,
 };
@@ -154,7 +154,12 @@ impl TableProvider for Searchable {
         self.0.statistics()
     }
 
-    async fn insert_into(&self, state: &dyn Session, input: Arc<dyn ExecutionPlan>, op: InsertOp) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn insert_into(
+        &self,
+        state: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        op: InsertOp,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         self.0.insert_into(state, input, op).await
     }
 }
@@ -326,10 +331,13 @@ impl ContextProvider for Context<'_> {
         let Some(function) = functions.get(name) else {
             let known = functions.keys().map(String::as_str).chain(["vector_search"]);
             let meant = nearest(name, known).map(str::to_owned);
-            let error = NameError { message: format!("there is no table function {name}"), name: name.to_owned(), meant };
+            let error =
+                NameError { message: format!("there is no table function {name}"), name: name.to_owned(), meant };
             return Err(DataFusionError::External(Box::new(error)));
         };
-        let simplifier = ExprSimplifier::new(SimplifyContext::builder().with_config_options(Arc::clone(self.state.config_options())).build());
+        let simplifier = ExprSimplifier::new(
+            SimplifyContext::builder().with_config_options(Arc::clone(self.state.config_options())).build(),
+        );
         let empty = DFSchema::empty();
         let args: Vec<Expr> =
             args.into_iter().map(|arg| simplifier.simplify(simplifier.coerce(arg, &empty)?)).collect::<Result<_>>()?;

@@ -55,7 +55,9 @@ pub fn unsupported<T>(what: &str) -> Result<T> {
 
 fn check_query(query: &Query) -> Result<()> {
     if !query.locks.is_empty() {
-        return unsupported("FOR UPDATE and FOR SHARE are not supported: a statement reads one snapshot and takes no locks");
+        return unsupported(
+            "FOR UPDATE and FOR SHARE are not supported: a statement reads one snapshot and takes no locks",
+        );
     }
     if query.for_clause.is_some() {
         return unsupported("FOR XML, FOR JSON and FOR BROWSE are not supported; choose the output with --format");
@@ -70,7 +72,9 @@ fn check_query(query: &Query) -> Result<()> {
 fn fetch_to_limit(query: &mut Query) -> Result<()> {
     let Some(fetch) = query.fetch.take() else { return Ok(()) };
     if fetch.with_ties || fetch.percent {
-        return unsupported("FETCH … WITH TIES and FETCH … PERCENT are not supported; write FETCH FIRST n ROWS ONLY or LIMIT n");
+        return unsupported(
+            "FETCH … WITH TIES and FETCH … PERCENT are not supported; write FETCH FIRST n ROWS ONLY or LIMIT n",
+        );
     }
     let one = || Expr::Value(Value::Number("1".into(), false).into());
     let quantity = Some(fetch.quantity.unwrap_or_else(one));
@@ -90,7 +94,9 @@ fn check_select(select: &Select) -> Result<()> {
         return unsupported("TOP is not supported; write LIMIT n at the end of the query");
     }
     if select.prewhere.is_some() {
-        return unsupported("PREWHERE is not supported; write WHERE: predicates are applied before the search by themselves");
+        return unsupported(
+            "PREWHERE is not supported; write WHERE: predicates are applied before the search by themselves",
+        );
     }
     if !select.connect_by.is_empty() {
         return unsupported("CONNECT BY is not supported; write WITH RECURSIVE");

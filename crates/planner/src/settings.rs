@@ -86,7 +86,8 @@ impl Settings {
             _ => {
                 let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
                 let near = names.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 3);
-                let hint = near.map_or_else(|| format!("there are {}", names.join(", ")), |near| format!("did you mean {near}"));
+                let hint = near
+                    .map_or_else(|| format!("there are {}", names.join(", ")), |near| format!("did you mean {near}"));
                 return plan_err!("there is no setting {name}; {hint}");
             }
         })
@@ -109,18 +110,17 @@ fn switch(name: &str, value: &str) -> Result<bool> {
 }
 
 fn share(name: &str, value: &str) -> Result<f64> {
-    let share: f64 = value.parse().map_err(|_| plan_datafusion_err!("{name} is a number above 0 and at most 1, not {value}"))?;
-    if share > 0.0 && share <= 1.0 {
-        Ok(share)
-    } else {
-        plan_err!("{name} is above 0 and at most 1, not {value}")
-    }
+    let share: f64 =
+        value.parse().map_err(|_| plan_datafusion_err!("{name} is a number above 0 and at most 1, not {value}"))?;
+    if share > 0.0 && share <= 1.0 { Ok(share) } else { plan_err!("{name} is above 0 and at most 1, not {value}") }
 }
 
 fn device(value: &str) -> Result<String> {
     match value.to_lowercase().as_str() {
         device @ ("auto" | "cpu") => Ok(device.to_owned()),
-        "gpu" => Err(datafusion::error::DataFusionError::NotImplemented("device = 'gpu' is not built yet; use 'auto' or 'cpu'".into())),
+        "gpu" => Err(datafusion::error::DataFusionError::NotImplemented(
+            "device = 'gpu' is not built yet; use 'auto' or 'cpu'".into(),
+        )),
         _ => plan_err!("device is 'auto', 'cpu' or 'gpu', not {value}"),
     }
 }
@@ -137,7 +137,9 @@ fn duration(name: &str, value: &str) -> Result<Option<Duration>> {
         "h" => 3_600_000,
         _ => return plan_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"),
     };
-    let number: u64 = number.parse().map_err(|_| plan_datafusion_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| plan_datafusion_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"))?;
     let total_ms = number.saturating_mul(factor_ms);
     Ok((total_ms > 0).then_some(Duration::from_millis(total_ms)))
 }

@@ -109,10 +109,8 @@ fn parse_kind(part: &[TokenWithSpan]) -> Result<StatementKind> {
     }
     refuse_unbuilt(&solid)?;
     refuse_foreign_words(&solid)?;
-    let mut parser = DFParserBuilder::new(with_end(part))
-        .with_dialect(&SagittaDialect)
-        .with_recursion_limit(NESTING_MAX)
-        .build()?;
+    let mut parser =
+        DFParserBuilder::new(with_end(part)).with_dialect(&SagittaDialect).with_recursion_limit(NESTING_MAX).build()?;
     let mut statements = parser.parse_statements()?;
     match (statements.pop_front(), statements.is_empty()) {
         (Some(statement), true) => kind_of(statement),
@@ -137,7 +135,9 @@ fn kind_of(statement: Parsed) -> Result<StatementKind> {
         Parsed::CreateExternalTable(create) => StatementKind::CreateExternal(Box::new(create)),
         Parsed::CopyTo(copy) => StatementKind::CopyTo(Box::new(copy)),
         Parsed::Reset(ResetStatement::Variable(name)) => StatementKind::Reset(name.to_string()),
-        Parsed::Explain(_) => return Err(syntax("EXPLAIN of EXPLAIN says nothing; explain the statement itself".into())),
+        Parsed::Explain(_) => {
+            return Err(syntax("EXPLAIN of EXPLAIN says nothing; explain the statement itself".into()));
+        }
     })
 }
 
@@ -185,17 +185,30 @@ fn refuse_unbuilt(solid: &[&Token]) -> Result<()> {
         solid.len() >= words.len() && words.iter().zip(solid).all(|(word, token)| tokens::is_word(token, word))
     };
     match UNBUILT.iter().find(|(words, _)| starts(words)) {
-        Some((words, instead)) => Err(DataFusionError::NotImplemented(format!("{} is not built yet; {instead}", words.join(" ")))),
+        Some((words, instead)) => {
+            Err(DataFusionError::NotImplemented(format!("{} is not built yet; {instead}", words.join(" "))))
+        }
         None => Ok(()),
     }
 }
 
 /// Words that other systems' grammars have in a FROM clause and that this parser would take for an alias.
 fn refuse_foreign_words(solid: &[&Token]) -> Result<()> {
+    for words in solid.windows(4) {
+        let is_tag =
+            tokens::is_word(words[0], "VERSION") && tokens::is_word(words[1], "AS") && tokens::is_word(words[2], "OF");
+        if is_tag && matches!(words[3], Token::SingleQuotedString(_)) {
+            return Err(DataFusionError::NotImplemented(format!(
+                "time travel (AS OF the tag {}) is not built yet; {NO_TIME}",
+                words[3]
+            )));
+        }
+    }
     for pair in solid.windows(2) {
         if tokens::is_word(pair[0], "KNN") && tokens::is_word(pair[1], "JOIN") {
             return Err(DataFusionError::NotImplemented(
-                "KNN JOIN is not a join of this dialect; write CROSS JOIN LATERAL (SELECT … ORDER BY distance LIMIT k)".into(),
+                "KNN JOIN is not a join of this dialect; write CROSS JOIN LATERAL (SELECT … ORDER BY distance LIMIT k)"
+                    .into(),
             ));
         }
         if tokens::is_word(pair[0], "NEAREST")
@@ -208,7 +221,8 @@ fn refuse_foreign_words(solid: &[&Token]) -> Result<()> {
 }
 
 fn parse_explain(part: &[TokenWithSpan]) -> Result<StatementKind> {
-    let mut explain = Explain { analyze: false, verbose: false, format: None, statement: StatementKind::Reset(String::new()) };
+    let mut explain =
+        Explain { analyze: false, verbose: false, format: None, statement: StatementKind::Reset(String::new()) };
     let solid: Vec<usize> = (0..part.len()).filter(|i| !tokens::is_blank(&part[*i].token)).collect();
     let mut at = 1;
     let word = |at: usize| solid.get(at).map(|i| &part[*i].token);
@@ -217,7 +231,9 @@ fn parse_explain(part: &[TokenWithSpan]) -> Result<StatementKind> {
     }
     loop {
         match word(at) {
-            Some(token) if tokens::is_word(token, "ANALYZE") || tokens::is_word(token, "ANALYSE") => explain.analyze = true,
+            Some(token) if tokens::is_word(token, "ANALYZE") || tokens::is_word(token, "ANALYSE") => {
+                explain.analyze = true
+            }
             Some(token) if tokens::is_word(token, "VERBOSE") => explain.verbose = true,
             Some(token) if tokens::is_word(token, "FORMAT") => {
                 at += 1;
@@ -257,7 +273,9 @@ fn parse_explain_options(word: &dyn Fn(usize) -> Option<Token>, mut at: usize, e
                 ));
             }
             token => {
-                return Err(syntax(format!("unknown option {token} of EXPLAIN; there are ANALYZE, VERBOSE and FORMAT")));
+                return Err(syntax(format!(
+                    "unknown option {token} of EXPLAIN; there are ANALYZE, VERBOSE and FORMAT"
+                )));
             }
         }
     }
@@ -279,9 +297,8 @@ fn is_copy_from(solid: &[&Token]) -> bool {
 }
 
 fn parse_copy_from(part: &[TokenWithSpan]) -> Result<StatementKind> {
-    let mut parser = Parser::new(&SagittaDialect)
-        .with_tokens_with_locations(with_end(part))
-        .with_recursion_limit(NESTING_MAX);
+    let mut parser =
+        Parser::new(&SagittaDialect).with_tokens_with_locations(with_end(part)).with_recursion_limit(NESTING_MAX);
     let copy = copy_from(&mut parser).map_err(DataFusionError::from)?;
     Ok(StatementKind::CopyFrom(Box::new(copy)))
 }
@@ -325,11 +342,13 @@ fn copy_option(parser: &mut Parser) -> std::result::Result<(String, String), Par
             Token::Word(word) => Ok(word.value),
             Token::SingleQuotedString(text) => Ok(text),
             Token::Number(number, _) => Ok(number),
-            other => Err(ParserError::ParserError(format!("expected an option of COPY, found: {other}{}", token.span.start))),
+            other => {
+                Err(ParserError::ParserError(format!("expected an option of COPY, found: {other}{}", token.span.start)))
+            }
         }
     };
     let key = read()?.to_lowercase();
-    parser.consume_token(&Token::Eq);
+    let _ = parser.consume_token(&Token::Eq);
     let token = parser.peek_token_ref();
     if matches!(token.token, Token::Comma | Token::RParen) {
         return Ok((key, "true".into()));

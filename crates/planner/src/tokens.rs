@@ -4,9 +4,7 @@
 use std::ops::Range;
 
 use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::tokenizer::{
-    Location, Span, Token, TokenWithSpan, Tokenizer, TokenizerError,
-};
+use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer, TokenizerError};
 
 use crate::dialect::SagittaDialect;
 
@@ -76,11 +74,13 @@ impl<'a> Places<'a> {
 
     /// The byte offset of a line and column (both from 1, columns in characters); the text's end if it lies beyond.
     pub fn byte_at(&self, location: Location) -> usize {
-        let Some(start) = usize::try_from(location.line).ok().and_then(|line| self.lines.get(line.saturating_sub(1))) else {
+        let Some(start) = usize::try_from(location.line).ok().and_then(|line| self.lines.get(line.saturating_sub(1)))
+        else {
             return self.sql.len();
         };
         let (line, column, byte) = self.last.get();
-        let (mut at_column, from) = if line == location.line && column <= location.column { (column, byte) } else { (1, *start) };
+        let (mut at_column, from) =
+            if line == location.line && column <= location.column { (column, byte) } else { (1, *start) };
         let mut at = self.sql.len();
         for (offset, _) in self.sql[from..].char_indices() {
             if at_column == location.column {
@@ -223,15 +223,116 @@ fn class_of(token: &Token, before_parenthesis: bool) -> TokenClass {
 /// The words that people see as SQL. The parser's own list holds hundreds of words that are common names of
 /// columns (`id`, `body`, `name`), which must not light up.
 pub const KEYWORDS: &[&str] = &[
-    "ALL", "ANALYZE", "AND", "ANY", "ARRAY", "AS", "ASC", "AT", "BETWEEN", "BIGINT", "BITVECTOR", "BOOLEAN", "BY", "CASE",
-    "CAST", "COPY", "CREATE", "CROSS", "CURRENT_DATE", "CURRENT_TIMESTAMP", "DATE", "DEALLOCATE", "DEFAULT", "DELETE",
-    "DESC", "DESCRIBE", "DISTINCT", "DOUBLE", "DROP", "ELSE", "END", "EXCEPT", "EXCLUDE", "EXECUTE", "EXISTS", "EXPLAIN",
-    "EXTERNAL", "EXTRACT", "FALSE", "FILTER", "FIRST", "FLOAT", "FOR", "FROM", "FULL", "GROUP", "HALFVEC", "HAVING", "IF",
-    "ILIKE", "IN", "INNER", "INSERT", "INT", "INTEGER", "INTERSECT", "INTERVAL", "INTO", "IS", "JOIN", "LAST", "LATERAL",
-    "LEFT", "LIKE", "LIMIT", "LOCATION", "NATURAL", "NOT", "NULL", "NULLS", "OFFSET", "ON", "OPTIONS", "OR", "ORDER",
-    "OUTER", "OVER", "PARTITION", "PRECISION", "PREPARE", "QUALIFY", "REAL", "REPLACE", "RESET", "RIGHT", "ROWS", "SCHEMA",
-    "SELECT", "SET", "SHOW", "SMALLINT", "STORED", "TABLE", "TEXT", "THEN", "TIMESTAMP", "TO", "TRUE", "UNION", "UNNEST",
-    "UPDATE", "USING", "VALUES", "VARCHAR", "VECTOR", "VIEW", "WHEN", "WHERE", "WINDOW", "WITH",
+    "ALL",
+    "ANALYZE",
+    "AND",
+    "ANY",
+    "ARRAY",
+    "AS",
+    "ASC",
+    "AT",
+    "BETWEEN",
+    "BIGINT",
+    "BITVECTOR",
+    "BOOLEAN",
+    "BY",
+    "CASE",
+    "CAST",
+    "COPY",
+    "CREATE",
+    "CROSS",
+    "CURRENT_DATE",
+    "CURRENT_TIMESTAMP",
+    "DATE",
+    "DEALLOCATE",
+    "DEFAULT",
+    "DELETE",
+    "DESC",
+    "DESCRIBE",
+    "DISTINCT",
+    "DOUBLE",
+    "DROP",
+    "ELSE",
+    "END",
+    "EXCEPT",
+    "EXCLUDE",
+    "EXECUTE",
+    "EXISTS",
+    "EXPLAIN",
+    "EXTERNAL",
+    "EXTRACT",
+    "FALSE",
+    "FILTER",
+    "FIRST",
+    "FLOAT",
+    "FOR",
+    "FROM",
+    "FULL",
+    "GROUP",
+    "HALFVEC",
+    "HAVING",
+    "IF",
+    "ILIKE",
+    "IN",
+    "INNER",
+    "INSERT",
+    "INT",
+    "INTEGER",
+    "INTERSECT",
+    "INTERVAL",
+    "INTO",
+    "IS",
+    "JOIN",
+    "LAST",
+    "LATERAL",
+    "LEFT",
+    "LIKE",
+    "LIMIT",
+    "LOCATION",
+    "NATURAL",
+    "NOT",
+    "NULL",
+    "NULLS",
+    "OFFSET",
+    "ON",
+    "OPTIONS",
+    "OR",
+    "ORDER",
+    "OUTER",
+    "OVER",
+    "PARTITION",
+    "PRECISION",
+    "PREPARE",
+    "QUALIFY",
+    "REAL",
+    "REPLACE",
+    "RESET",
+    "RIGHT",
+    "ROWS",
+    "SCHEMA",
+    "SELECT",
+    "SET",
+    "SHOW",
+    "SMALLINT",
+    "STORED",
+    "TABLE",
+    "TEXT",
+    "THEN",
+    "TIMESTAMP",
+    "TO",
+    "TRUE",
+    "UNION",
+    "UNNEST",
+    "UPDATE",
+    "USING",
+    "VALUES",
+    "VARCHAR",
+    "VECTOR",
+    "VIEW",
+    "WHEN",
+    "WHERE",
+    "WINDOW",
+    "WITH",
 ];
 
 fn is_highlighted(keyword: Keyword) -> bool {
@@ -282,9 +383,14 @@ mod tests {
 
     #[test]
     fn a_statement_is_complete_at_its_semicolon() {
-        for (sql, complete) in
-            [("", true), ("select 1", false), ("select 1;", true), ("select ';", false), ("select 1; -- done", true), ("/* ;", false)]
-        {
+        for (sql, complete) in [
+            ("", true),
+            ("select 1", false),
+            ("select 1;", true),
+            ("select ';", false),
+            ("select 1; -- done", true),
+            ("/* ;", false),
+        ] {
             assert_eq!(is_complete(sql), complete, "{sql}");
         }
     }

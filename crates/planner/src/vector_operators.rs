@@ -61,8 +61,6 @@ fn elementwise_of(expr: &RawBinaryExpr, schema: &DFSchema) -> Option<Arc<ScalarU
         BinaryOperator::Multiply => Operation::Multiply,
         _ => return None,
     };
-    let is_vector = |expr: &Expr| {
-        expr.to_field(schema).is_ok_and(|(_, field)| VectorType::of_field(&field).is_some())
-    };
+    let is_vector = |expr: &Expr| expr.to_field(schema).is_ok_and(|(_, field)| VectorType::of_field(&field).is_some());
     (is_vector(&expr.left) || is_vector(&expr.right)).then(|| elementwise::function(operation))
 }

@@ -129,7 +129,9 @@ impl UserDefinedLogicalNodeCore for VectorSearch {
         write!(f, "VectorSearch: {}.{} by {}", self.table_name, self.vector, self.metric.name())?;
         match self.reach {
             Reach::Nearest { k } => write!(f, ", k={k}, ties in row order")?,
-            Reach::Within { distance, inclusive } => write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?,
+            Reach::Within { distance, inclusive } => {
+                write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?
+            }
         }
         let candidates = if self.candidates.is_some() { "rows that match the predicates below" } else { "all rows" };
         write!(f, ", candidates=[{candidates}], fetch after=[{}], distance IS NOT NULL", self.column_names().join(", "))
@@ -155,7 +157,16 @@ impl VectorSearch {
             Reach::Nearest { k } => format!("nearest {k}"),
             Reach::Within { distance, inclusive } => format!("within {:x} {inclusive}", distance.to_bits()),
         };
-        (self.table_name.to_string(), self.table.snapshot_name(), &self.candidates, &self.vector, &self.query, self.metric, &self.columns, reach)
+        (
+            self.table_name.to_string(),
+            self.table.snapshot_name(),
+            &self.candidates,
+            &self.vector,
+            &self.query,
+            self.metric,
+            &self.columns,
+            reach,
+        )
     }
 }
 

@@ -113,9 +113,9 @@ impl VectorType {
             [] => return plan_err!("a {} needs its dimension; {usage}", name.to_uppercase()),
             _ => return plan_err!("{} has too many arguments; {usage}", name.to_uppercase()),
         };
-        let dim: usize = dim
-            .parse()
-            .map_err(|_| plan_datafusion_err!("the dimension of {} is a number, not {dim}; {usage}", name.to_uppercase()))?;
+        let dim: usize = dim.parse().map_err(|_| {
+            plan_datafusion_err!("the dimension of {} is a number, not {dim}; {usage}", name.to_uppercase())
+        })?;
         Self::checked(element, dim).map(Some)
     }
 
@@ -163,7 +163,11 @@ impl Element {
             "INT8" => Self::Int8,
             "UINT8" => Self::UInt8,
             "BIT" => Self::Bit,
-            _ => return plan_err!("{name} is no element of a vector; there are FLOAT32, FLOAT16, INT8 and UINT8, and BITVECTOR for bits"),
+            _ => {
+                return plan_err!(
+                    "{name} is no element of a vector; there are FLOAT32, FLOAT16, INT8 and UINT8, and BITVECTOR for bits"
+                );
+            }
         })
     }
 }
@@ -187,16 +191,23 @@ pub fn sql_type_name(field: &Field) -> String {
         DataType::Float32 => "REAL".into(),
         DataType::Float64 => "DOUBLE".into(),
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "TEXT".into(),
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => "BYTEA".into(),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
+            "BYTEA".into()
+        }
         DataType::Date32 | DataType::Date64 => "DATE".into(),
         DataType::Time32(_) | DataType::Time64(_) => "TIME".into(),
         DataType::Timestamp(unit, None) => format!("TIMESTAMP({})", digits(unit)),
         DataType::Timestamp(unit, Some(_)) => format!("TIMESTAMP({}) WITH TIME ZONE", digits(unit)),
         DataType::Interval(_) | DataType::Duration(_) => "INTERVAL".into(),
-        DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) => format!("DECIMAL({precision}, {scale})"),
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => format!("{}[]", sql_type_name(item)),
+        DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) => {
+            format!("DECIMAL({precision}, {scale})")
+        }
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            format!("{}[]", sql_type_name(item))
+        }
         DataType::Struct(fields) => {
-            let fields: Vec<String> = fields.iter().map(|field| format!("{} {}", field.name(), sql_type_name(field))).collect();
+            let fields: Vec<String> =
+                fields.iter().map(|field| format!("{} {}", field.name(), sql_type_name(field))).collect();
             format!("STRUCT({})", fields.join(", "))
         }
         DataType::Dictionary(_, value) => sql_type_name(&Field::new("", value.as_ref().clone(), true)),

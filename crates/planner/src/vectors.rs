@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeListArray, Float16Array, Float32Array, Int8Array, UInt8Array,
-};
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float16Array, Float32Array, Int8Array, UInt8Array};
 use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Int8Type, UInt8Type};
 use datafusion::common::{exec_datafusion_err, exec_err};
@@ -58,15 +56,25 @@ impl VectorArray {
     pub fn read(array: &ArrayRef, field: &Field, expected: Option<VectorType>) -> Result<Self> {
         if let Some(own) = VectorType::of_field(&field.clone().with_data_type(array.data_type().clone())) {
             // A parameter of packed bytes stands for bits where bits are expected.
-            let packed = expected.is_some_and(|e| e.element == Element::Bit && own.element == Element::UInt8 && e.dim == own.dim * 8);
+            let packed = expected
+                .is_some_and(|e| e.element == Element::Bit && own.element == Element::UInt8 && e.dim == own.dim * 8);
             let own = if packed { expected.unwrap_or(own) } else { own };
             return Ok(Self::of_vectors(array.as_fixed_size_list(), own));
         }
         match array.data_type() {
             DataType::Null => Ok(Self::all_null(array.len(), expected)),
-            DataType::Utf8 => Self::of_rows(array.as_string::<i32>().iter().map(|t| t.map(|t| parse(t, expected)).transpose()), expected),
-            DataType::LargeUtf8 => Self::of_rows(array.as_string::<i64>().iter().map(|t| t.map(|t| parse(t, expected)).transpose()), expected),
-            DataType::Utf8View => Self::of_rows(array.as_string_view().iter().map(|t| t.map(|t| parse(t, expected)).transpose()), expected),
+            DataType::Utf8 => Self::of_rows(
+                array.as_string::<i32>().iter().map(|t| t.map(|t| parse(t, expected)).transpose()),
+                expected,
+            ),
+            DataType::LargeUtf8 => Self::of_rows(
+                array.as_string::<i64>().iter().map(|t| t.map(|t| parse(t, expected)).transpose()),
+                expected,
+            ),
+            DataType::Utf8View => Self::of_rows(
+                array.as_string_view().iter().map(|t| t.map(|t| parse(t, expected)).transpose()),
+                expected,
+            ),
             DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => {
                 Self::of_rows((0..array.len()).map(|row| list_row(array, row)), expected)
             }
@@ -170,7 +178,9 @@ impl VectorArray {
             Values::Float16(values) => values.iter().map(|value| value.to_f32()).collect(),
             Values::Int8(values) => values.iter().map(|value| f32::from(*value)).collect(),
             Values::UInt8(values) => values.iter().map(|value| f32::from(*value)).collect(),
-            Values::Bit(values) => values.iter().flat_map(|byte| (0..8).map(move |bit| f32::from((byte >> (7 - bit)) & 1))).collect(),
+            Values::Bit(values) => {
+                values.iter().flat_map(|byte| (0..8).map(move |bit| f32::from((byte >> (7 - bit)) & 1))).collect()
+            }
         }
     }
 
@@ -194,7 +204,10 @@ impl VectorArray {
             _ => cast_elements(&self.to_f32(), target.element)?,
         };
         if let Some(element) = kernels::first_non_finite(self.vectors()) {
-            return exec_err!("element {} of a vector is NaN or infinite; vectors hold finite numbers only", element % self.dim.max(1) + 1);
+            return exec_err!(
+                "element {} of a vector is NaN or infinite; vectors hold finite numbers only",
+                element % self.dim.max(1) + 1
+            );
         }
         let DataType::FixedSizeList(item, length) = target.data_type() else {
             return exec_err!("{target} is not held as a list");
@@ -206,7 +219,9 @@ impl VectorArray {
 fn cast_elements(values: &[f32], element: Element) -> Result<ArrayRef> {
     let whole = |low: f32, high: f32| {
         let wrong = values.iter().find(|value| value.fract() != 0.0 || !(low..=high).contains(*value));
-        wrong.map_or(Ok(()), |value| exec_err!("element {value} is no whole number from {low} to {high}, which {} needs", element.name()))
+        wrong.map_or(Ok(()), |value| {
+            exec_err!("element {value} is no whole number from {low} to {high}, which {} needs", element.name())
+        })
     };
     Ok(match element {
         Element::Float32 => Arc::new(Float32Array::from(values.to_vec())),
@@ -234,7 +249,10 @@ fn pack_bits(values: &[f32]) -> Result<Vec<u8>> {
     if let Some(value) = values.iter().find(|value| **value != 0.0 && **value != 1.0) {
         return exec_err!("element {value} is no bit; a bit vector holds 0 and 1");
     }
-    Ok(values.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |sum, (at, bit)| sum | ((*bit as u8) << (7 - at)))).collect())
+    Ok(values
+        .chunks(8)
+        .map(|byte| byte.iter().enumerate().fold(0, |sum, (at, bit)| sum | ((*bit as u8) << (7 - at))))
+        .collect())
 }
 
 /// A vector with a NULL element is no vector.
@@ -268,6 +286,8 @@ pub fn parse(text: &str, expected: Option<VectorType>) -> Result<Vec<f32>> {
     let bits = expected.is_some_and(|vector| vector.element == Element::Bit);
     let elements = if bits && !trimmed.is_empty() && trimmed.bytes().all(|byte| matches!(byte, b'0' | b'1')) {
         trimmed.bytes().map(|byte| f32::from(byte - b'0')).collect()
+    } else if bits && !trimmed.starts_with('[') {
+        return exec_err!("{} is no bit vector; one is written '0110…' or '[0, 1, 1, 0, …]'", shown(trimmed));
     } else {
         parse_list(trimmed)?
     };
@@ -280,9 +300,10 @@ pub fn parse(text: &str, expected: Option<VectorType>) -> Result<Vec<f32>> {
 }
 
 fn parse_list(text: &str) -> Result<Vec<f32>> {
-    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).ok_or_else(|| {
-        exec_datafusion_err!("{} is no vector; a vector is written '[0.1, 0.2]'", shown(text))
-    })?;
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .ok_or_else(|| exec_datafusion_err!("{} is no vector; a vector is written '[0.1, 0.2]'", shown(text)))?;
     let elements: Vec<f32> = inner.split(',').map(|element| parse_element(element, text)).collect::<Result<_>>()?;
     if elements.len() > DIM_MAX {
         return exec_err!("a vector has at most {DIM_MAX} dimensions, but the text has {}", elements.len());
@@ -291,10 +312,13 @@ fn parse_list(text: &str) -> Result<Vec<f32>> {
 }
 
 fn parse_element(element: &str, text: &str) -> Result<f32> {
-    let value: f32 = element
-        .trim()
-        .parse()
-        .map_err(|_| exec_datafusion_err!("{} is no number in the vector {}; a vector is written '[0.1, 0.2]'", shown(element.trim()), shown(text)))?;
+    let value: f32 = element.trim().parse().map_err(|_| {
+        exec_datafusion_err!(
+            "{} is no number in the vector {}; a vector is written '[0.1, 0.2]'",
+            shown(element.trim()),
+            shown(text)
+        )
+    })?;
     if value.is_finite() {
         Ok(value)
     } else {
@@ -351,7 +375,12 @@ mod tests {
             let array: ArrayRef = Arc::new(arrow::array::StringArray::from(vec![text]));
             VectorArray::read(&array, &Field::new("q", DataType::Utf8, true), None)
         };
-        for (text, element) in [("[0.5]", Element::Int8), ("[300]", Element::UInt8), ("[-129]", Element::Int8), ("[70000]", Element::Float16)] {
+        for (text, element) in [
+            ("[0.5]", Element::Int8),
+            ("[300]", Element::UInt8),
+            ("[-129]", Element::Int8),
+            ("[70000]", Element::Float16),
+        ] {
             let cast = read(text).and_then(|vector| vector.cast(VectorType { element, dim: 1 }));
             assert!(cast.is_err(), "{text} as {element:?}");
         }

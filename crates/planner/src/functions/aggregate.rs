@@ -83,7 +83,8 @@ impl AggregateUDFImpl for VectorAggregate {
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        let fields: Vec<FieldRef> = types.iter().map(|data_type| Arc::new(Field::new("", data_type.clone(), true))).collect();
+        let fields: Vec<FieldRef> =
+            types.iter().map(|data_type| Arc::new(Field::new("", data_type.clone(), true))).collect();
         match vector_of(&fields) {
             Some(vector) => Ok(vector.data_type()),
             None => self.numbers.return_type(types),
@@ -102,12 +103,19 @@ impl AggregateUDFImpl for VectorAggregate {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let fields: Vec<FieldRef> = types.iter().map(|data_type| Arc::new(Field::new("", data_type.clone(), true))).collect();
+        let fields: Vec<FieldRef> =
+            types.iter().map(|data_type| Arc::new(Field::new("", data_type.clone(), true))).collect();
         if types.len() == 1 && vector_of(&fields).is_some() {
             return Ok(types.to_vec());
         }
-        if types.iter().any(|data_type| matches!(data_type, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..))) {
-            return plan_err!("{} takes numbers or vectors of one dimension; cast a list first, as in {}(x::vector(384))", self.name(), self.name());
+        if types.iter().any(|data_type| {
+            matches!(data_type, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..))
+        }) {
+            return plan_err!(
+                "{} takes numbers or vectors of one dimension; cast a list first, as in {}(x::vector(384))",
+                self.name(),
+                self.name()
+            );
         }
         let coerced = fields_with_udf(&fields, self.numbers.as_ref())?;
         Ok(coerced.iter().map(|field| field.data_type().clone()).collect())

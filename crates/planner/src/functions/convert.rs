@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use arrow::array::Array;
 use arrow::datatypes::{DataType, FieldRef};
-use datafusion::common::{ScalarValue, plan_err};
+use datafusion::common::{ScalarValue, exec_err, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
@@ -44,7 +45,9 @@ fn target(element: Option<&ScalarValue>, dim: Option<&ScalarValue>) -> Result<Ve
         (Some(name), Some(Ok(ScalarValue::Int64(Some(dim))))) => {
             VectorType::checked(Element::of_name(name)?, usize::try_from(dim).unwrap_or(0))
         }
-        _ => plan_err!("to_vector(value, element, dimension) takes a constant element such as 'FLOAT32' and a constant dimension"),
+        _ => plan_err!(
+            "to_vector(value, element, dimension) takes a constant element such as 'FLOAT32' and a constant dimension"
+        ),
     }
 }
 
@@ -85,7 +88,17 @@ impl ScalarUDFImpl for ToVector {
             ColumnarValue::Array(_) => None,
         };
         let target = target(constant(1), constant(2))?;
-        let vectors = read_argument(&args.args[0], &args.arg_fields[0], Some(target))?.cast(target)?;
+        let read = read_argument(&args.args[0], &args.arg_fields[0], Some(target))?;
+        let missing = match &args.args[0] {
+            ColumnarValue::Scalar(value) => usize::from(value.is_null()),
+            ColumnarValue::Array(array) => array.logical_null_count(),
+        };
+        if read.nulls.as_ref().map_or(0, |nulls| nulls.null_count()) > missing {
+            return exec_err!(
+                "a vector has a NULL element; write a number for every dimension, or NULL for the whole vector"
+            );
+        }
+        let vectors = read.cast(target)?;
         match &args.args[0] {
             ColumnarValue::Scalar(_) => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&vectors, 0)?)),
             ColumnarValue::Array(_) => Ok(ColumnarValue::Array(Arc::new(vectors))),

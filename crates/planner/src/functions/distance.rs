@@ -34,7 +34,12 @@ pub fn functions() -> Vec<Arc<ScalarUDF>> {
         .map(|(name, aliases, metric, sign)| {
             let aliases = aliases.iter().map(|alias| (*alias).to_owned()).collect();
             let kind = Kind::Fixed(metric, sign);
-            Arc::new(ScalarUDF::from(Distance { name, aliases, kind, signature: Signature::user_defined(Volatility::Immutable) }))
+            Arc::new(ScalarUDF::from(Distance {
+                name,
+                aliases,
+                kind,
+                signature: Signature::user_defined(Volatility::Immutable),
+            }))
         })
         .collect();
     functions.push(Arc::new(ScalarUDF::from(Distance {
@@ -57,7 +62,12 @@ pub fn of_metric(metric: Metric) -> Arc<ScalarUDF> {
         Metric::Hamming => "hamming_distance",
         Metric::Jaccard => "jaccard_distance",
     };
-    Arc::new(ScalarUDF::from(Distance { name, aliases: vec![], kind, signature: Signature::user_defined(Volatility::Immutable) }))
+    Arc::new(ScalarUDF::from(Distance {
+        name,
+        aliases: vec![],
+        kind,
+        signature: Signature::user_defined(Volatility::Immutable),
+    }))
 }
 
 /// A call of a distance function, taken apart.
@@ -213,7 +223,8 @@ impl ScalarUDFImpl for Distance {
             [false, false] => between(metric, &left, &right)?,
         };
         if sign == Sign::Similarity {
-            distances.iter_mut().for_each(|distance| *distance = -*distance);
+            // Not a negation: 0 - 0 is 0, and -(0) would be shown as -0.
+            distances.iter_mut().for_each(|distance| *distance = 0.0 - *distance);
         }
         let array = with_nulls(distances, nulls);
         if sides == [true, true] {
@@ -234,7 +245,11 @@ fn from_one(metric: Metric, query: &VectorArray, rows: &VectorArray) -> Result<(
     }
     check_metric(metric.name(), metric, Some(query.vector_type()), Some(rows.vector_type()))?;
     if query.dim != rows.dim && rows.nulls.as_ref().is_none_or(|nulls| nulls.null_count() < rows.rows) {
-        return exec_err!("vectors of one dimension are compared, but one has {} and the other {}", query.dim, rows.dim);
+        return exec_err!(
+            "vectors of one dimension are compared, but one has {} and the other {}",
+            query.dim,
+            rows.dim
+        );
     }
     let mut out = vec![0.0; rows.rows];
     if query.dim == rows.dim {
@@ -253,7 +268,11 @@ fn between(metric: Metric, left: &VectorArray, right: &VectorArray) -> Result<(V
     }
     check_metric(metric.name(), metric, Some(left.vector_type()), Some(right.vector_type()))?;
     if left.dim != right.dim {
-        return exec_err!("vectors of one dimension are compared, but one has {} and the other {}", left.dim, right.dim);
+        return exec_err!(
+            "vectors of one dimension are compared, but one has {} and the other {}",
+            left.dim,
+            right.dim
+        );
     }
     kernels::pair_distances(metric, left.dim, left.vectors(), right.vectors(), &mut out).map_err(external)?;
     Ok((out, nulls))
@@ -276,15 +295,20 @@ fn with_nulls(distances: Vec<f64>, nulls: Option<NullBuffer>) -> ArrayRef {
 /// # Errors
 /// A metric that does not fit, with the next step.
 pub fn check_metric(function: &str, metric: Metric, left: Option<VectorType>, right: Option<VectorType>) -> Result<()> {
-    let wrong = [left, right].into_iter().flatten().find(|vector| (vector.element == Element::Bit) != metric.is_for_bits());
+    let wrong =
+        [left, right].into_iter().flatten().find(|vector| (vector.element == Element::Bit) != metric.is_for_bits());
     let bits = [left, right].into_iter().flatten().any(|vector| vector.element == Element::Bit);
     match wrong {
         // A list of zeros and ones next to bits is read as bits.
         Some(vector) if metric.is_for_bits() && vector.element == Element::Float32 && bits => Ok(()),
         Some(vector) if metric.is_for_bits() => {
-            plan_err!("{function} compares bit vectors, not {vector}; use binary_quantize(…) or a metric for numbers such as cosine")
+            plan_err!(
+                "{function} compares bit vectors, not {vector}; use binary_quantize(…) or a metric for numbers such as cosine"
+            )
         }
-        Some(vector) => plan_err!("{function} compares vectors of numbers, not {vector}; use hamming_distance or jaccard_distance"),
+        Some(vector) => {
+            plan_err!("{function} compares vectors of numbers, not {vector}; use hamming_distance or jaccard_distance")
+        }
         None => Ok(()),
     }
 }

@@ -110,7 +110,12 @@ impl ScalarUDFImpl for Elementwise {
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         if types.len() != self.operation.argument_count() {
-            return plan_err!("{} takes {} arguments, not {}", self.name(), self.operation.argument_count(), types.len());
+            return plan_err!(
+                "{} takes {} arguments, not {}",
+                self.name(),
+                self.operation.argument_count(),
+                types.len()
+            );
         }
         let vectors = self.operation.vector_count();
         check_vector_arguments(self.name(), &types[..vectors])?;
@@ -131,7 +136,9 @@ impl ScalarUDFImpl for Elementwise {
             _ => known_type(&args.arg_fields[0], args.scalar_arguments[0], None)?,
         };
         let Some(vector) = vector else {
-            return plan_err!("{name} needs a vector whose dimension is known; cast its argument, as in {name}(x::vector(384))");
+            return plan_err!(
+                "{name} needs a vector whose dimension is known; cast its argument, as in {name}(x::vector(384))"
+            );
         };
         Ok(Arc::new(self.result_type(vector, args.scalar_arguments)?.field(name, true)))
     }
@@ -171,7 +178,12 @@ impl Elementwise {
         }
     }
 
-    fn evaluate(&self, vectors: &[VectorArray], result: Option<VectorType>, args: &[ColumnarValue]) -> Result<ArrayRef> {
+    fn evaluate(
+        &self,
+        vectors: &[VectorArray],
+        result: Option<VectorType>,
+        args: &[ColumnarValue],
+    ) -> Result<ArrayRef> {
         let first = &vectors[0];
         match (self.operation, result) {
             (Operation::Dims, _) => {
@@ -215,7 +227,11 @@ fn subvector_range(vector: VectorType, constants: &[Option<&ScalarValue>]) -> Re
         return plan_err!("subvector(v, start, count) takes constant whole numbers for start (from 1) and count");
     };
     if start < 1 || count < 1 || start - 1 + count > vector.dim {
-        return plan_err!("subvector takes dimensions {start} to {} of a vector that has {}", start + count - 1, vector.dim);
+        return plan_err!(
+            "subvector takes dimensions {start} to {} of a vector that has {}",
+            start + count - 1,
+            vector.dim
+        );
     }
     Ok((start - 1, count))
 }
@@ -239,14 +255,21 @@ fn normalize(vectors: &VectorArray, result: VectorType) -> Result<ArrayRef> {
             vector.iter_mut().for_each(|value| *value = (f64::from(*value) / norm) as f32);
         }
     }
-    let DataType::FixedSizeList(item, length) = result.data_type() else { return exec_err!("{result} is not held as a list") };
+    let DataType::FixedSizeList(item, length) = result.data_type() else {
+        return exec_err!("{result} is not held as a list");
+    };
     let values: ArrayRef = Arc::new(Float32Array::from(values));
     Ok(Arc::new(FixedSizeListArray::try_new(item, length, values, Some(valid.into()))?))
 }
 
 fn pairwise(operation: Operation, left: &VectorArray, right: &VectorArray, result: VectorType) -> Result<ArrayRef> {
     if left.dim != right.dim {
-        return exec_err!("{} takes vectors of one dimension, but one has {} and the other {}", operation.name(), left.dim, right.dim);
+        return exec_err!(
+            "{} takes vectors of one dimension, but one has {} and the other {}",
+            operation.name(),
+            left.dim,
+            right.dim
+        );
     }
     let apply = |(a, b): (f32, f32)| match operation {
         Operation::Add => a + b,
@@ -254,16 +277,24 @@ fn pairwise(operation: Operation, left: &VectorArray, right: &VectorArray, resul
         _ => a * b,
     };
     let values: Vec<f32> = left.to_f32().into_iter().zip(right.to_f32()).map(apply).collect();
-    let DataType::FixedSizeList(item, length) = result.data_type() else { return exec_err!("{result} is not held as a list") };
+    let DataType::FixedSizeList(item, length) = result.data_type() else {
+        return exec_err!("{result} is not held as a list");
+    };
     let nulls = arrow::buffer::NullBuffer::union(left.nulls.as_ref(), right.nulls.as_ref());
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        return exec_err!("element {} of the result of {} is beyond the range of FLOAT32", at % left.dim + 1, operation.name());
+        return exec_err!(
+            "element {} of the result of {} is beyond the range of FLOAT32",
+            at % left.dim + 1,
+            operation.name()
+        );
     }
     Ok(Arc::new(FixedSizeListArray::try_new(item, length, Arc::new(Float32Array::from(values)), nulls)?))
 }
 
 fn list(values: ArrayRef, result: VectorType, like: &VectorArray) -> Result<ArrayRef> {
-    let DataType::FixedSizeList(item, length) = result.data_type() else { return exec_err!("{result} is not held as a list") };
+    let DataType::FixedSizeList(item, length) = result.data_type() else {
+        return exec_err!("{result} is not held as a list");
+    };
     debug_assert_eq!(values.len(), like.rows * length as usize);
     Ok(Arc::new(FixedSizeListArray::try_new(item, length, values, like.nulls.clone())?))
 }

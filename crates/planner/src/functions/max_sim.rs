@@ -94,7 +94,11 @@ fn similarity(documents: &ArrayRef, queries: &ArrayRef, row: usize) -> Result<Op
         return Ok(None);
     }
     if document.dim != query.dim {
-        return exec_err!("max_sim compares vectors of one dimension, but one has {} and the other {}", document.dim, query.dim);
+        return exec_err!(
+            "max_sim compares vectors of one dimension, but one has {} and the other {}",
+            document.dim,
+            query.dim
+        );
     }
     let mut distances = vec![0.0; document.rows * query.rows];
     kernels::distance_matrix(Metric::InnerProduct, query.dim, query.vectors(), document.vectors(), &mut distances)

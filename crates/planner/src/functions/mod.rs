@@ -35,7 +35,10 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
 fn check_vector_arguments(function: &str, types: &[DataType]) -> Result<()> {
     match types.iter().find(|data_type| !may_be_vector(data_type)) {
         Some(wrong) => {
-            plan_err!("{function} takes vectors, but got a value of type {}", crate::vector_type::sql_type_name(&Field::new("", wrong.clone(), true)))
+            plan_err!(
+                "{function} takes vectors, but got a value of type {}",
+                crate::vector_type::sql_type_name(&Field::new("", wrong.clone(), true))
+            )
         }
         None => Ok(()),
     }
@@ -45,7 +48,11 @@ fn check_vector_arguments(function: &str, types: &[DataType]) -> Result<()> {
 ///
 /// # Errors
 /// A constant text that is no vector.
-fn known_type(field: &FieldRef, constant: Option<&ScalarValue>, expected: Option<VectorType>) -> Result<Option<VectorType>> {
+fn known_type(
+    field: &FieldRef,
+    constant: Option<&ScalarValue>,
+    expected: Option<VectorType>,
+) -> Result<Option<VectorType>> {
     if let Some(vector) = VectorType::of_field(field) {
         return Ok(Some(vector));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use datafusion::common::Column;
 use datafusion::common::tree_node::Transformed;
 use datafusion::error::Result;
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan, Projection};
@@ -25,17 +26,40 @@ impl OptimizerRule for FetchLess {
 
     fn rewrite(&self, plan: LogicalPlan, _: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
         let LogicalPlan::Projection(projection) = &plan else { return Ok(Transformed::no(plan)) };
-        let LogicalPlan::Extension(extension) = projection.input.as_ref() else { return Ok(Transformed::no(plan)) };
-        let Some(search) = extension.node.as_any().downcast_ref::<VectorSearch>() else { return Ok(Transformed::no(plan)) };
-        let used: BTreeSet<String> =
-            projection.expr.iter().flat_map(Expr::column_refs).filter(|column| column.relation.as_ref() == Some(&search.table_name)).map(|column| column.name.clone()).collect();
-        let schema = search.table.schema();
-        let columns: Vec<usize> = search.columns.iter().copied().filter(|at| used.contains(schema.field(*at).name())).collect();
-        if columns.len() == search.columns.len() {
+        let Some(input) = narrowed(&projection.input, projection.expr.clone())? else {
             return Ok(Transformed::no(plan));
-        }
-        let input = LogicalPlan::Extension(Extension { node: Arc::new(search.with_columns(columns)?) });
-        let narrowed = Projection::try_new_with_schema(projection.expr.clone(), Arc::new(input), Arc::clone(&projection.schema))?;
-        Ok(Transformed::yes(LogicalPlan::Projection(narrowed)))
+        };
+        let schema = Arc::clone(&projection.schema);
+        let projection = Projection::try_new_with_schema(projection.expr.clone(), Arc::new(input), schema)?;
+        Ok(Transformed::yes(LogicalPlan::Projection(projection)))
     }
+}
+
+/// The same plan over a search that fetches only what `exprs`, and the nodes on the way down, use; `None` if there
+/// is no search or nothing to leave out.
+fn narrowed(plan: &LogicalPlan, mut exprs: Vec<Expr>) -> Result<Option<LogicalPlan>> {
+    match plan {
+        LogicalPlan::Limit(_) | LogicalPlan::Sort(_) | LogicalPlan::Filter(_) => {
+            exprs.extend(plan.expressions());
+            let Some(input) = narrowed(plan.inputs()[0], exprs)? else { return Ok(None) };
+            Ok(Some(plan.with_new_exprs(plan.expressions(), vec![input])?))
+        }
+        LogicalPlan::Extension(extension) => {
+            let Some(search) = extension.node.as_any().downcast_ref::<VectorSearch>() else { return Ok(None) };
+            let columns = used(search, &exprs);
+            if columns.len() == search.columns.len() {
+                return Ok(None);
+            }
+            Ok(Some(LogicalPlan::Extension(Extension { node: Arc::new(search.with_columns(columns)?) })))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn used(search: &VectorSearch, exprs: &[Expr]) -> Vec<usize> {
+    let of_table = |column: &&Column| column.relation.as_ref() == Some(&search.table_name);
+    let names: BTreeSet<&str> =
+        exprs.iter().flat_map(Expr::column_refs).filter(of_table).map(|column| column.name.as_str()).collect();
+    let schema = search.table.schema();
+    search.columns.iter().copied().filter(|at| names.contains(schema.field(*at).name().as_str())).collect()
 }

@@ -15,7 +15,7 @@ use datafusion::error::Result;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
     BinaryExpr, Cast, Expr, Extension, FetchType, Filter, Limit, LogicalPlan, LogicalPlanBuilder, Operator, Projection,
-    SkipType, Sort, TableScan,
+    SkipType, Sort, TableScan, lit,
 };
 use datafusion::optimizer::AnalyzerRule;
 use kernels::Metric;
@@ -57,7 +57,8 @@ impl AnalyzerRule for FindSearch {
 
 /// Rewrites the sort below a LIMIT; `None` if there is none or nothing is to be done.
 fn rewrite_limit(limit: &Limit) -> Result<Option<LogicalPlan>> {
-    let (FetchType::Literal(Some(fetch)), SkipType::Literal(skip)) = (limit.get_fetch_type()?, limit.get_skip_type()?) else {
+    let (FetchType::Literal(Some(fetch)), SkipType::Literal(skip)) = (limit.get_fetch_type()?, limit.get_skip_type()?)
+    else {
         return Ok(None);
     };
     if fetch == 0 {
@@ -89,7 +90,9 @@ fn rewrite_sort(sort: &Sort, k: usize) -> Result<Option<LogicalPlan>> {
     if source.exprs[0].contains_outer() || source.predicates.iter().any(Expr::contains_outer) {
         return Ok(None);
     }
-    if sort.expr.len() == 1 && k <= SEARCH_ROWS_MAX && sort.fetch.is_none_or(|fetch| fetch >= k)
+    if sort.expr.len() == 1
+        && k <= SEARCH_ROWS_MAX
+        && sort.fetch.is_none_or(|fetch| fetch >= k)
         && let Some(search) = search(sort, &source, k)?
     {
         return Ok(Some(search));
@@ -159,11 +162,29 @@ impl<'a> Source<'a> {
 
     fn table(&self) -> Option<(&'a TableScan, Arc<dyn SearchableTable>)> {
         let LogicalPlan::TableScan(scan) = self.relation else { return None };
-        if self.is_volatile || scan.fetch.is_some() || !scan.filters.is_empty() {
+        if self.is_volatile
+            || self.predicates.iter().chain(&self.exprs).any(is_correlated)
+            || scan.fetch.is_some()
+            || !scan.filters.is_empty()
+        {
             return None;
         }
         searchable(&scan.source).map(|table| (scan, table))
     }
+}
+
+/// True if a subquery in the expression refers to the query around it: its references name that query's relations
+/// as they are called there, and are not rewritten to the table's own columns.
+fn is_correlated(expr: &Expr) -> bool {
+    let found = expr.exists(|expr| {
+        Ok(match expr {
+            Expr::Exists(exists) => !exists.subquery.outer_ref_columns.is_empty(),
+            Expr::InSubquery(list) => !list.subquery.outer_ref_columns.is_empty(),
+            Expr::ScalarSubquery(subquery) => !subquery.outer_ref_columns.is_empty(),
+            _ => false,
+        })
+    });
+    found.unwrap_or(true)
 }
 
 /// A distance between a vector column of a table and a query that does not depend on the table.
@@ -201,7 +222,9 @@ impl Comparison {
         match expr {
             Expr::Alias(alias) => Self::of(&alias.expr, table),
             Expr::Negative(inner) => Self::of(inner, table).map(Self::reversed),
-            Expr::Cast(Cast { expr, field }) if field.data_type() == &arrow::datatypes::DataType::Float64 => Self::of(expr, table),
+            Expr::Cast(Cast { expr, field }) if field.data_type() == &arrow::datatypes::DataType::Float64 => {
+                Self::of(expr, table)
+            }
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => Self::of_binary(left, *op, right, table),
             _ => None,
         }
@@ -235,20 +258,33 @@ impl Comparison {
     /// The call's value in terms of the search's distance.
     fn replacement(&self) -> Expr {
         let distance = Expr::Column(Column::new(Some(distance_qualifier()), DISTANCE));
-        if self.is_similarity { Expr::Negative(Box::new(distance)) } else { distance }
+        // Not a negation: 0 - 0 is 0, and -(0) would be shown as -0.
+        if self.is_similarity { lit(0.0) - distance } else { distance }
     }
 
     /// Replaces the call in an expression by the search's distance.
     fn replace_in(&self, expr: Expr) -> Result<Expr> {
         expr.transform_down(|expr| {
-            Ok(if expr == self.call { Transformed::new(self.replacement(), true, TreeNodeRecursion::Jump) } else { Transformed::no(expr) })
+            Ok(if expr == self.call {
+                Transformed::new(self.replacement(), true, TreeNodeRecursion::Jump)
+            } else {
+                Transformed::no(expr)
+            })
         })
         .data()
     }
 }
 
+/// A finite constant; type coercion may have left it in a cast.
 fn number(expr: &Expr) -> Option<f64> {
-    let Expr::Literal(value, _) = expr else { return None };
+    let value = match expr {
+        Expr::Literal(value, _) => value,
+        Expr::Cast(Cast { expr, field }) if field.data_type() == &arrow::datatypes::DataType::Float64 => {
+            return number(expr);
+        }
+        Expr::Negative(inner) => return number(inner).map(|number| -number),
+        _ => return None,
+    };
     match value.cast_to(&arrow::datatypes::DataType::Float64) {
         Ok(ScalarValue::Float64(Some(number))) if number.is_finite() => Some(number),
         _ => None,
@@ -302,7 +338,8 @@ fn over_search(
         reach,
         used_columns(&outputs, &scan.table_name, table.as_ref()),
     )?;
-    let named = outputs.into_iter().zip(schema.iter()).map(|(expr, (qualifier, field))| named(expr, qualifier, field.name()));
+    let named =
+        outputs.into_iter().zip(schema.iter()).map(|(expr, (qualifier, field))| named(expr, qualifier, field.name()));
     let input = LogicalPlan::Extension(Extension { node: Arc::new(search) });
     Ok(LogicalPlan::Projection(Projection::try_new(named.collect(), Arc::new(input))?))
 }
@@ -318,7 +355,9 @@ fn named(expr: Expr, qualifier: Option<&TableReference>, name: &str) -> Expr {
 fn used_columns(exprs: &[Expr], name: &TableReference, table: &dyn SearchableTable) -> Vec<usize> {
     let schema = table.schema();
     let used = |field: &str| {
-        exprs.iter().any(|expr| expr.column_refs().iter().any(|column| column.relation.as_ref() == Some(name) && column.name == field))
+        exprs.iter().any(|expr| {
+            expr.column_refs().iter().any(|column| column.relation.as_ref() == Some(name) && column.name == field)
+        })
     };
     (0..schema.fields().len()).filter(|at| used(schema.field(*at).name())).collect()
 }
@@ -328,7 +367,10 @@ fn candidates(scan: &TableScan, table: &dyn SearchableTable, predicates: Vec<Exp
     let Some(predicate) = conjunction(predicates) else { return Ok(None) };
     let source = provider_as_source(table.with_row_addresses());
     let address = Expr::Column(Column::new(Some(scan.table_name.clone()), ROW_ADDRESS));
-    let plan = LogicalPlanBuilder::scan(scan.table_name.clone(), source, None)?.filter(predicate)?.project(vec![address])?.build()?;
+    let plan = LogicalPlanBuilder::scan(scan.table_name.clone(), source, None)?
+        .filter(predicate)?
+        .project(vec![address])?
+        .build()?;
     Ok(Some(plan))
 }
 
@@ -370,4 +412,3 @@ fn bound(expr: &Expr, table: &dyn SearchableTable) -> Option<(Comparison, Reach)
     };
     Some((comparison, Reach::Within { distance, inclusive }))
 }
-
