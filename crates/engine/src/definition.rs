@@ -16,6 +16,7 @@ use planner::resolve::{RelationName, referenced};
 use storage::{CreateMode, DropSchema, ExternalTable, TableDefinition, TableName, ViewEntry};
 
 use crate::files::{self, Format};
+use crate::prepared::simplified;
 use crate::resolver::StatementTables;
 use crate::{Answer, Error, Result, ScalarValue, Session};
 
@@ -158,6 +159,7 @@ impl Session {
             let data_type = planned.get_type(&empty)?;
             // Evaluated once now: a default that fails would make every INSERT fail.
             let fits = planner::convert_to(planned, &data_type, field)
+                .and_then(|value| simplified(value, &state))
                 .and_then(|value| state.create_physical_expr(value, &empty))
                 .and_then(|value| value.evaluate(&one_row()?));
             if let Err(error) = fits {

@@ -318,7 +318,13 @@ async fn listing(
         let local = !source.contains("://");
         let is_folder = if local { Path::new(source).is_dir() } else { source.ends_with('/') };
         if local && !is_folder {
-            expand(std::slice::from_ref(source), format)?;
+            // Each file by its own URL: a listing's glob would go into folders, and take a `[` in a name for a pattern.
+            for file in expand(std::slice::from_ref(source), format)? {
+                let url = url::Url::from_file_path(&file)
+                    .map_err(|()| Error::invalid(format!("{file} is no absolute path")))?;
+                urls.push(ListingTableUrl::try_new(url, None)?);
+            }
+            continue;
         }
         let source = if is_folder && !source.ends_with('/') { format!("{source}/") } else { source.clone() };
         if is_folder {
@@ -335,9 +341,9 @@ async fn listing(
         Some(schema) => schema,
         None => {
             let mut merged = vec![];
-            for (url, source) in urls.iter().zip(sources) {
+            for url in &urls {
                 let inferred =
-                    listing.infer_schema(state, url).await.map_err(|error| unreadable_as(source, format, error))?;
+                    listing.infer_schema(state, url).await.map_err(|error| unreadable_as(url, format, error))?;
                 merged.push(inferred.as_ref().clone());
             }
             Arc::new(
@@ -356,8 +362,10 @@ async fn listing(
     Ok(Arc::new(ListingTable::try_new(config)?))
 }
 
-fn unreadable_as(source: &str, format: Format, error: datafusion::error::DataFusionError) -> Error {
+fn unreadable_as(url: &ListingTableUrl, format: Format, error: datafusion::error::DataFusionError) -> Error {
     let error = Error::from(error);
+    let text = url.to_string();
+    let source = text.strip_prefix("file://").unwrap_or(&text);
     Error { message: format!("{source} cannot be read as {}: {}", format.name(), error.message), ..error }
 }
 

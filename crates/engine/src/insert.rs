@@ -10,7 +10,7 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
 use datafusion::physical_plan::collect;
-use datafusion::sql::sqlparser::ast::{self, Insert, Query, SetExpr, TableObject};
+use datafusion::sql::sqlparser::ast::{self, Insert, Query, SelectItem, SetExpr, TableObject};
 use planner::resolve::{RelationName, Resolved, TableResolver, nearest};
 use planner::vector_type::{Element, VectorType};
 use planner::{Planner, convert_to};
@@ -143,7 +143,16 @@ pub(crate) fn no_column(name: &RelationName, column: &str, fields: &[FieldRef]) 
 /// cast by itself: one row may say `'[1, 0]'` and the next `ARRAY[0, 1]`.
 fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: &TableEntry) -> Result<Query> {
     let mut query = source.clone();
-    let SetExpr::Values(values) = query.body.as_mut() else { return Ok(query) };
+    let values = match query.body.as_mut() {
+        SetExpr::Values(values) => values,
+        SetExpr::Select(select) => {
+            if query.order_by.is_none() {
+                name_columns(&mut select.projection);
+            }
+            return Ok(query);
+        }
+        _ => return Ok(query),
+    };
     for row in &mut values.rows {
         if row.len() != targets.len() {
             return Err(Error::invalid(format!("a row has {} values for {} columns", row.len(), targets.len())));
@@ -162,6 +171,21 @@ fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: 
         }
     }
     Ok(query)
+}
+
+/// Gives the columns of a SELECT names of their own where two have the same: they are filled by position.
+fn name_columns(items: &mut [SelectItem]) {
+    let texts: Vec<String> = items.iter().map(ToString::to_string).collect();
+    let twice = texts.iter().enumerate().any(|(at, text)| texts[..at].contains(text));
+    if !twice || items.iter().any(|item| !matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. }))
+    {
+        return;
+    }
+    for (at, item) in items.iter_mut().enumerate() {
+        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+            *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: ast::Ident::new(format!("column{at}")) };
+        }
+    }
 }
 
 fn is_default(value: &ast::Expr) -> bool {

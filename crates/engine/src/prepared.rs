@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{FixedSizeListArray, Float32Array};
 use arrow::datatypes::{DataType, Field};
+use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
@@ -143,17 +144,21 @@ impl Session {
         let tables = StatementTables::new(self.clone(), state.clone());
         let text = expr.to_string();
         let planned = Planner { state: &state, resolver: &tables }.expression(expr)?;
-        let context = SimplifyContext::builder()
-            .with_config_options(Arc::clone(state.config_options()))
-            .with_query_execution_start_time(state.execution_props().query_execution_start_time)
-            .build();
-        let simplifier = ExprSimplifier::new(context);
-        let empty = datafusion::common::DFSchema::empty();
-        match simplifier.simplify(simplifier.coerce(planned, &empty)?)? {
+        match simplified(planned, &state)? {
             Expr::Literal(value, _) => Ok(value),
             _ => Err(Error::invalid(format!("{text} is no constant"))),
         }
     }
+}
+
+/// An expression without columns, folded as far as it goes; `now()` is the statement's moment.
+pub(crate) fn simplified(expr: Expr, state: &SessionState) -> datafusion::error::Result<Expr> {
+    let context = SimplifyContext::builder()
+        .with_config_options(Arc::clone(state.config_options()))
+        .with_query_execution_start_time(state.execution_props().query_execution_start_time)
+        .build();
+    let simplifier = ExprSimplifier::new(context);
+    simplifier.simplify(simplifier.coerce(expr, &datafusion::common::DFSchema::empty())?)
 }
 
 fn unknown(name: &str) -> Error {

@@ -355,7 +355,7 @@ fn short_reason(error: &dyn StdError) -> String {
         text = rest.to_owned();
     }
     // Lance ends its messages with ", <path of a source file>:line:column".
-    if let Some(at) = text.rfind(", /").or_else(|| text.rfind(", rust/"))
+    if let Some(at) = text.rfind(", ")
         && text[at..].contains(".rs:")
     {
         text.truncate(at);

@@ -67,7 +67,9 @@ impl TablePrinter {
         }
         let mut text = String::new();
         cells.write(row, &mut text)?;
-        let text = if self.is_markdown() { markdown_text(&text) } else { escape(&text).into_owned() };
+        // A line end at the very end, which plans have, would be shown as an empty line.
+        let text = text.trim_end_matches('\n');
+        let text = if self.is_markdown() { markdown_text(text) } else { escape(text).into_owned() };
         // Text of several lines was laid out by whoever made it: a plan, a document. It is not cut.
         let text = match self.options.column_width_max {
             Some(columns) if !text.contains('\n') => cut(&text, columns).into_owned(),

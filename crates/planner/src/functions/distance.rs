@@ -297,10 +297,7 @@ fn with_nulls(distances: Vec<f64>, nulls: Option<NullBuffer>) -> ArrayRef {
 pub fn check_metric(function: &str, metric: Metric, left: Option<VectorType>, right: Option<VectorType>) -> Result<()> {
     let wrong =
         [left, right].into_iter().flatten().find(|vector| (vector.element == Element::Bit) != metric.is_for_bits());
-    let bits = [left, right].into_iter().flatten().any(|vector| vector.element == Element::Bit);
     match wrong {
-        // A list of zeros and ones next to bits is read as bits.
-        Some(vector) if metric.is_for_bits() && vector.element == Element::Float32 && bits => Ok(()),
         Some(vector) if metric.is_for_bits() => {
             plan_err!(
                 "{function} compares bit vectors, not {vector}; use binary_quantize(…) or a metric for numbers such as cosine"

@@ -11,7 +11,7 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, Tr
 use datafusion::common::{Column, DFSchema, ScalarValue, TableReference};
 use datafusion::config::ConfigOptions;
 use datafusion::datasource::provider_as_source;
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
     BinaryExpr, Cast, Expr, Extension, FetchType, Filter, Limit, LogicalPlan, LogicalPlanBuilder, Operator, Projection,
@@ -87,6 +87,11 @@ fn rewrite_sort(sort: &Sort, k: usize) -> Result<Option<LogicalPlan>> {
         return Ok(None);
     }
     let source = Source::below(&sort.input, vec![first.expr.clone()])?;
+    if source.exprs[0].contains_outer() && source.exprs[0].exists(|expr| Ok(distance_call(expr).is_some()))? {
+        return Err(DataFusionError::NotImplemented(
+            "a correlated subquery with ORDER BY distance LIMIT k (KNN join) is not built yet; search for one query vector at a time".into(),
+        ));
+    }
     if source.exprs[0].contains_outer() || source.predicates.iter().any(Expr::contains_outer) {
         return Ok(None);
     }
