@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
@@ -56,7 +57,7 @@ impl Session {
         let name = planner::relation::parse_name(&options.table)?;
         let target = new_name(&name)?;
         let relation = RelationName::of_sql(&name)?;
-        let state = self.state();
+        let state = self.in_order();
         let source = files::table(self, &state, &options.sources, options.format, &[], None).await?;
         if let Some(bytes) = local_bytes(&options.sources) {
             progress.expect_bytes(bytes);
@@ -71,16 +72,17 @@ impl Session {
         };
         let plan = scan_of(source)?;
         let physical = state.create_physical_plan(&plan).await?;
-        let physical: Arc<dyn datafusion::physical_plan::ExecutionPlan> =
-            match physical.properties().output_partitioning().partition_count() {
-                1 => physical,
-                // Rows keep the order of the files.
-                _ => Arc::new(datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec::new(physical)),
-            };
         let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, state.task_ctx());
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
         let written = self.create_from(&target, mode, source, Some(report)).await?;
         written.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("table \"{relation}\" is there already")))
+    }
+
+    /// A state whose plans have one partition: rows are stored in the order of the files.
+    fn in_order(&self) -> SessionState {
+        let mut state = self.state();
+        state.config_mut().options_mut().execution.target_partitions = 1;
+        state
     }
 
     /// Adds the rows of files to a table. `columns`: the table's columns that the files' columns go to, in order;
@@ -92,7 +94,7 @@ impl Session {
         columns: &[String],
         progress: &Progress,
     ) -> Result<u64> {
-        let state = self.state();
+        let state = self.in_order();
         let tables = StatementTables::new(self.clone(), state.clone());
         let (_, entry) = tables.entry(name).await?;
         let Some(Resolved::Table(table)) = tables.resolve(name).await? else {

@@ -20,6 +20,8 @@ use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 
+use futures::StreamExt;
+
 use crate::{Error, Result};
 
 /// The name of the one column.
@@ -47,23 +49,20 @@ struct Header {
 /// A file that is no `.npy`, holds other than numbers, is of Fortran order or of more than two dimensions, is
 /// shorter than its shape, or differs from the first.
 pub(crate) fn table(files: &[String]) -> Result<Arc<dyn TableProvider>> {
-    let mut partitions: Vec<Arc<dyn PartitionStream>> = vec![];
-    let mut shape: Option<(DataType, Option<usize>)> = None;
+    let mut parts: Vec<(String, Header)> = vec![];
     for path in files {
         let header = read_header(path)?;
-        let own = (header.element.clone(), header.dim);
-        match &shape {
-            Some(first) if *first != own => {
-                return Err(Error::invalid(format!("{path} holds {own:?}, but the files before it hold {first:?}")));
-            }
-            _ => shape = Some(own),
+        let own = (&header.element, header.dim);
+        let first = parts.first().map(|(_, first)| (&first.element, first.dim));
+        if let Some(first) = first.filter(|first| *first != own) {
+            return Err(Error::invalid(format!("{path} holds {own:?}, but the files before it hold {first:?}")));
         }
-        let schema = schema_of(&header);
-        partitions.push(Arc::new(FilePart { path: path.clone(), header, schema }));
+        parts.push((path.clone(), header));
     }
-    let Some(first) = partitions.first() else { return Err(Error::invalid("no file is named")) };
-    let schema = Arc::clone(first.schema());
-    Ok(Arc::new(StreamingTable::try_new(schema, partitions)?))
+    let Some((_, first)) = parts.first() else { return Err(Error::invalid("no file is named")) };
+    let schema = schema_of(first);
+    let files = Files { parts, schema: Arc::clone(&schema) };
+    Ok(Arc::new(StreamingTable::try_new(schema, vec![Arc::new(files)])?))
 }
 
 fn schema_of(header: &Header) -> SchemaRef {
@@ -149,26 +148,26 @@ fn parse_header(text: &str, offset: usize) -> std::result::Result<Header, String
     Ok(Header { element, element_bytes, rows, dim, offset })
 }
 
+/// The files one after the other, as one partition: rows keep their order.
 #[derive(Debug)]
-struct FilePart {
-    path: String,
-    header: Header,
+struct Files {
+    parts: Vec<(String, Header)>,
     schema: SchemaRef,
 }
 
-impl PartitionStream for FilePart {
+impl PartitionStream for Files {
     fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let (header, schema) = (self.header.clone(), Arc::clone(&self.schema));
-        let batches = open_at(&self.path, header.offset).map(|reader| batches(reader, header, Arc::clone(&schema)));
-        let stream: SendableRecordBatchStream = match batches {
-            Ok(batches) => Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches))),
-            Err(error) => Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter([Err(error)]))),
+        let (parts, schema) = (self.parts.clone(), Arc::clone(&self.schema));
+        let read = move |(path, header): (String, Header)| match open_at(&path, header.offset) {
+            Ok(reader) => futures::stream::iter(batches(reader, header, Arc::clone(&schema))).left_stream(),
+            Err(error) => futures::stream::iter([Err(error)]).right_stream(),
         };
-        stream
+        let rows = futures::stream::iter(parts).flat_map(read);
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows))
     }
 }
 
