@@ -27,8 +27,8 @@ CASES = [
     ("negative limit", "SELECT id FROM t ORDER BY emb <-> '[1,0]' LIMIT -1", ["limit"]),
     ("negative offset", "SELECT id FROM t ORDER BY emb <-> '[1,0]' LIMIT 1 OFFSET -1", ["offset"]),
     ("no SQL", "SELEC 1", ["selec"]),
-    ("a delete, which is not there yet", "DELETE FROM t WHERE id IN (SELECT id FROM t)", ["delete"]),
-    ("a time, which is not there yet", "SELECT * FROM t FOR VERSION AS OF 1", ["as of"]),
+    ("a delete of some rows", "DELETE FROM t WHERE id IN (SELECT id FROM t) LIMIT 1", ["limit", "delete"]),
+    ("a version that is not there", "SELECT * FROM t FOR VERSION AS OF 99", ["version 99", "there are versions"]),
     ("a sample", "SELECT * FROM t TABLESAMPLE SYSTEM (1)", ["tablesample"]),
 ]
 

@@ -428,7 +428,7 @@ mod tests {
         let (one, two) = (sql.find("SELECT 1").unwrap(), sql.find("SELECT 2").unwrap());
         assert_eq!(notes_between(sql, 0..one), "-- first\n");
         assert_eq!(notes_between(sql, one + "SELECT 1".len()..two), "-- second,\n-- longer\n");
-        assert_eq!(notes_between(sql, 5..3), "");
+        assert_eq!(notes_between(sql, std::ops::Range { start: 5, end: 3 }), "");
     }
 
     #[test]

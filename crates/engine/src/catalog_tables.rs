@@ -15,8 +15,9 @@ use crate::{Result, Session, session_settings};
 
 const INFORMATION: &str = "information_schema";
 const SYSTEM: &str = "system";
-const INFORMATION_TABLES: &[&str] = &["schemata", "tables", "columns", "views"];
-const SYSTEM_TABLES: &[&str] = &["settings", "tables"];
+const INFORMATION_TABLES: &[&str] =
+    &["schemata", "tables", "columns", "views", "table_constraints", "key_column_usage"];
+const SYSTEM_TABLES: &[&str] = &["settings", "tables", "versions"];
 
 /// The names of all tables here.
 pub(crate) fn names() -> impl Iterator<Item = RelationName> {
@@ -36,8 +37,11 @@ pub(crate) async fn table(
         (INFORMATION, "tables") => information_tables(tables).await?,
         (INFORMATION, "columns") => columns(tables).await?,
         (INFORMATION, "views") => views(tables).await?,
+        (INFORMATION, "table_constraints") => table_constraints(tables).await?,
+        (INFORMATION, "key_column_usage") => key_column_usage(tables).await?,
         (SYSTEM, "settings") => settings(session)?,
         (SYSTEM, "tables") => system_tables(session, tables).await?,
+        (SYSTEM, "versions") => return Ok(Some(tables.versions_table().await?)),
         _ => return Ok(None),
     };
     let table = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
@@ -109,6 +113,59 @@ async fn views(tables: &StatementTables) -> Result<RecordBatch> {
         ("table_schema", texts(all.iter().map(|row| row.0.clone()))),
         ("table_name", texts(all.iter().map(|row| row.1.clone()))),
         ("view_definition", texts(all.iter().map(|row| row.2.clone()))),
+    ])
+}
+
+/// The tables that have a primary key, with its columns.
+async fn keys(tables: &StatementTables) -> Result<Vec<(RelationName, Vec<String>)>> {
+    let catalog = tables.catalog().await?;
+    let mut keys = vec![];
+    for (schema, entry) in &catalog.schemas {
+        for (table, relation) in &entry.relations {
+            let Relation::Table(entry) = relation else { continue };
+            let key = tables.database().snapshot(entry).await?.primary_key();
+            if !key.is_empty() {
+                keys.push((RelationName { schema: schema.clone(), table: table.clone() }, key));
+            }
+        }
+    }
+    Ok(keys)
+}
+
+/// The name under which a table's primary key is shown, as PostgreSQL makes it.
+fn key_name(relation: &RelationName) -> String {
+    format!("{}_pkey", relation.table)
+}
+
+async fn table_constraints(tables: &StatementTables) -> Result<RecordBatch> {
+    let keys = keys(tables).await?;
+    batch(vec![
+        ("constraint_catalog", constant(CATALOG, keys.len())),
+        ("constraint_schema", texts(keys.iter().map(|(name, _)| name.schema.clone()))),
+        ("constraint_name", texts(keys.iter().map(|(name, _)| key_name(name)))),
+        ("table_catalog", constant(CATALOG, keys.len())),
+        ("table_schema", texts(keys.iter().map(|(name, _)| name.schema.clone()))),
+        ("table_name", texts(keys.iter().map(|(name, _)| name.table.clone()))),
+        ("constraint_type", constant("PRIMARY KEY", keys.len())),
+        ("enforced", constant("YES", keys.len())),
+    ])
+}
+
+async fn key_column_usage(tables: &StatementTables) -> Result<RecordBatch> {
+    let keys = keys(tables).await?;
+    let rows: Vec<(&RelationName, &String, i64)> = keys
+        .iter()
+        .flat_map(|(name, columns)| columns.iter().zip(1..).map(move |(column, position)| (name, column, position)))
+        .collect();
+    batch(vec![
+        ("constraint_catalog", constant(CATALOG, rows.len())),
+        ("constraint_schema", texts(rows.iter().map(|row| row.0.schema.clone()))),
+        ("constraint_name", texts(rows.iter().map(|row| key_name(row.0)))),
+        ("table_catalog", constant(CATALOG, rows.len())),
+        ("table_schema", texts(rows.iter().map(|row| row.0.schema.clone()))),
+        ("table_name", texts(rows.iter().map(|row| row.0.table.clone()))),
+        ("column_name", texts(rows.iter().map(|row| row.1.clone()))),
+        ("ordinal_position", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.2)))),
     ])
 }
 

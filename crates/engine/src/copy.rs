@@ -56,7 +56,7 @@ impl Session {
         let plan =
             LogicalPlanBuilder::copy_to(input, target, format_as_file_type(factory), options, vec![])?.build()?;
         let physical = state.create_physical_plan(&plan).await?;
-        let counts = collect(physical, state.task_ctx()).await?;
+        let counts = collect(physical, crate::session::task_context(&state)).await?;
         let rows =
             counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum();
         Ok(Answer::wrote("COPY", rows))

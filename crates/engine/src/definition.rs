@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Field, SchemaRef};
 use datafusion::logical_expr::ExprSchemable;
 use datafusion::sql::parser::CreateExternalTable;
 use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
@@ -133,13 +133,14 @@ impl Session {
                 "table \"{name}\" needs columns: CREATE TABLE {name} (id BIGINT, emb VECTOR(384))"
             )));
         }
-        let definition = self.definition(&create.columns)?;
+        let definition = self.definition(create)?;
         self.engine().database().create_table(&name, definition, mode).await?;
         Ok(Answer::done("CREATE TABLE"))
     }
 
-    /// Schema and defaults from the columns of a CREATE TABLE.
-    fn definition(&self, columns: &[ColumnDef]) -> Result<TableDefinition> {
+    /// Schema, defaults and primary key from the columns and constraints of a CREATE TABLE.
+    fn definition(&self, create: &CreateTable) -> Result<TableDefinition> {
+        let columns = &create.columns;
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planner = Planner { state: &state, resolver: &tables };
@@ -147,32 +148,40 @@ impl Session {
             column.options.iter().try_for_each(|option| check_option(column, &option.option))?;
         }
         let schema = planner.columns(columns)?;
+        let primary_key = crate::keys::primary_key(create, &schema)?;
+        let schema = crate::keys::with_key_not_null(&schema, &primary_key);
         let mut defaults = BTreeMap::new();
         for (column, field) in columns.iter().zip(schema.fields()) {
-            let default = column.options.iter().find_map(|option| match &option.option {
-                ColumnOption::Default(expr) => Some(expr),
-                _ => None,
-            });
-            let Some(default) = default else { continue };
-            let planned = planner.expression(default.clone())?;
-            let empty = datafusion::common::DFSchema::empty();
-            let data_type = planned.get_type(&empty)?;
-            // Evaluated once now: a default that fails would make every INSERT fail.
-            let fits = planner::convert_to(planned, &data_type, field)
-                .and_then(|value| simplified(value, &state))
-                .and_then(|value| state.create_physical_expr(value, &empty))
-                .and_then(|value| value.evaluate(&one_row()?));
-            if let Err(error) = fits {
-                let message = Error::from(error).message;
-                return Err(Error::invalid(format!(
-                    "the default {default} of column {} does not fit its type {}: {message}",
-                    field.name(),
-                    column.data_type
-                )));
-            }
+            let Some(default) = default_of(column) else { continue };
+            self.default_value(default, column, field)?;
             defaults.insert(field.name().clone(), default.to_string());
         }
-        Ok(TableDefinition { schema: storage::storable_schema(&schema)?, defaults, now_us: now_us() })
+        Ok(TableDefinition { schema: storage::storable_schema(&schema)?, defaults, primary_key, now_us: now_us() })
+    }
+
+    /// The value of a DEFAULT, evaluated once: one that fails would make every INSERT fail.
+    ///
+    /// # Errors
+    /// A default that does not fit the type of its column, or that names columns.
+    pub(crate) fn default_value(&self, default: &ast::Expr, column: &ColumnDef, field: &Field) -> Result<ScalarValue> {
+        let state = self.state();
+        let tables = StatementTables::new(self.clone(), state.clone());
+        let planned = Planner { state: &state, resolver: &tables }.expression(default.clone())?;
+        let empty = datafusion::common::DFSchema::empty();
+        let data_type = planned.get_type(&empty)?;
+        let value = planner::convert_to(planned, &data_type, field)
+            .and_then(|value| simplified(value, &state))
+            .and_then(|value| state.create_physical_expr(value, &empty))
+            .and_then(|value| value.evaluate(&one_row()?)?.into_array(1))
+            .and_then(|value| ScalarValue::try_from_array(&value, 0));
+        value.map_err(|error| {
+            let message = Error::from(error).message;
+            Error::invalid(format!(
+                "the default {default} of column {} does not fit its type {}: {message}",
+                field.name(),
+                column.data_type
+            ))
+        })
     }
 
     async fn create_table_as(
@@ -190,7 +199,7 @@ impl Session {
         let source = || {
             let plan = std::sync::Arc::clone(&physical);
             let plan = datafusion::physical_plan::execution_plan::reset_plan_states(plan)?;
-            datafusion::physical_plan::execute_stream(plan, state.task_ctx())
+            datafusion::physical_plan::execute_stream(plan, crate::session::task_context(&state))
         };
         let written = self.create_from(name, mode, source, None).await?;
         Ok(written.map_or_else(|| Answer::done("CREATE TABLE"), |rows| Answer::wrote("CREATE TABLE", rows)))
@@ -226,10 +235,10 @@ impl Session {
         }
         let name = new_name(&create.name)?;
         let columns: Vec<String> = create.columns.iter().map(|column| column.name.to_string()).collect();
-        let sql = if columns.is_empty() {
-            create.query.to_string()
-        } else {
-            format!("SELECT * FROM ({}) AS v ({})", create.query, columns.join(", "))
+        let query = planner::pin::text_of(&create.query);
+        let sql = match columns.is_empty() {
+            true => query,
+            false => format!("SELECT * FROM ({query}) AS v ({})", columns.join(", ")),
         };
         let itself = |other: &ObjectName| {
             RelationName::of_sql(other).is_ok_and(|other| other.schema == name.schema && other.table == name.table)
@@ -311,32 +320,31 @@ fn one_row() -> datafusion::error::Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(std::sync::Arc::new(arrow::datatypes::Schema::empty()), vec![], &options)?)
 }
 
+/// The expression behind DEFAULT.
+pub(crate) fn default_of(column: &ColumnDef) -> Option<&ast::Expr> {
+    column.options.iter().find_map(|option| match &option.option {
+        ColumnOption::Default(expr) => Some(expr),
+        _ => None,
+    })
+}
+
 fn check_option(column: &ColumnDef, option: &ColumnOption) -> Result<()> {
     match option {
-        ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_) => Ok(()),
-        ColumnOption::PrimaryKey(_) => Err(no_primary_key()),
+        ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_) | ColumnOption::PrimaryKey(_) => Ok(()),
         other => Err(Error::unsupported(format!(
-            "{other} on column {} is not supported; a column has NOT NULL and DEFAULT",
+            "{other} on column {} is not supported; a column has NOT NULL, DEFAULT and PRIMARY KEY",
             column.name
         ))),
     }
 }
 
-fn no_primary_key() -> Error {
-    Error::unsupported(
-        "PRIMARY KEY is not built yet, and a key that is not enforced would be worse than none; leave it out",
-    )
-}
-
 /// # Errors
 /// Any clause beyond `CREATE [OR REPLACE] TABLE [IF NOT EXISTS] name (columns)` and `AS SELECT`.
 fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
-    if create.constraints.iter().any(|constraint| matches!(constraint, ast::TableConstraint::PrimaryKey(_))) {
-        return Err(no_primary_key());
-    }
-    if let Some(constraint) = create.constraints.first() {
+    let is_key = |constraint: &&ast::TableConstraint| matches!(constraint, ast::TableConstraint::PrimaryKey(_));
+    if let Some(constraint) = create.constraints.iter().find(|constraint| !is_key(constraint)) {
         return Err(Error::unsupported(format!(
-            "the constraint {constraint} is not supported; a column has NOT NULL and DEFAULT"
+            "the constraint {constraint} is not supported; a column has NOT NULL and DEFAULT, a table a PRIMARY KEY"
         )));
     }
     let named = [
@@ -362,6 +370,7 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
         .or_replace(create.or_replace)
         .if_not_exists(create.if_not_exists)
         .columns(create.columns.clone())
+        .constraints(create.constraints.clone())
         .hive_formats(create.hive_formats.clone())
         .query(create.query.clone())
         .build();

@@ -99,7 +99,10 @@ impl From<StorageError> for Error {
                 return Self::from(*inner);
             }
             StorageError::NotFound(_) => ErrorKind::NotFound,
-            StorageError::AlreadyExists(_) | StorageError::Conflict(_) => ErrorKind::Conflict,
+            StorageError::AlreadyExists(_)
+            | StorageError::Conflict(_)
+            | StorageError::Stale(_)
+            | StorageError::Duplicate(_) => ErrorKind::Conflict,
             StorageError::NotADatabase(_) | StorageError::Invalid(_) => ErrorKind::Invalid,
             StorageError::Unavailable(_) => ErrorKind::Unavailable,
             StorageError::Corrupt(_) => ErrorKind::Corrupt,
@@ -182,7 +185,10 @@ fn of_external(inner: &(dyn StdError + Send + Sync + 'static)) -> Option<Error> 
         StorageError::Corrupt(_) => ErrorKind::Corrupt,
         StorageError::Full(_) => ErrorKind::Exhausted,
         StorageError::Unavailable(_) => ErrorKind::Unavailable,
-        StorageError::Conflict(_) | StorageError::AlreadyExists(_) => ErrorKind::Conflict,
+        StorageError::Conflict(_)
+        | StorageError::AlreadyExists(_)
+        | StorageError::Stale(_)
+        | StorageError::Duplicate(_) => ErrorKind::Conflict,
         StorageError::Unsupported(_) => ErrorKind::Unsupported,
         StorageError::Internal(_) => ErrorKind::Internal,
         StorageError::NotADatabase(_) | StorageError::Invalid(_) | StorageError::Input(_) => ErrorKind::Invalid,

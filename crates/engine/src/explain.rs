@@ -1,4 +1,4 @@
-//! EXPLAIN: the plan of a query or of an INSERT, and with ANALYZE what was measured while it ran.
+//! EXPLAIN: the plan of a query or of a change of rows, and with ANALYZE what was measured while it ran.
 
 use datafusion::common::format::ExplainFormat;
 use datafusion::logical_expr::{ExplainOption, LogicalPlanBuilder};
@@ -6,6 +6,7 @@ use datafusion::sql::sqlparser::ast;
 use planner::statement::{Explain, StatementKind};
 use tokio::time::Instant;
 
+use crate::change::Changing;
 use crate::session::Statement;
 use crate::{Answer, Error, Result, ScalarValue, Session};
 
@@ -20,12 +21,19 @@ impl Session {
         let (plan, state) = match &explain.statement {
             StatementKind::Sql(sql) => match sql.as_ref() {
                 ast::Statement::Query(query) => self.plan_query(query, parameters).await?,
-                ast::Statement::Insert(_) if explain.analyze => {
-                    return Err(Error::unsupported(
-                        "EXPLAIN ANALYZE would carry out the INSERT; EXPLAIN ANALYZE its query instead",
-                    ));
+                other if explain.analyze && changed(other).is_some() => {
+                    return Err(Error::unsupported(format!(
+                        "EXPLAIN ANALYZE would carry out the {}; EXPLAIN it, or EXPLAIN ANALYZE its query",
+                        changed(other).unwrap_or_default()
+                    )));
+                }
+                ast::Statement::Insert(insert) if insert.on.is_some() || insert.returning.is_some() => {
+                    self.plan_change(Changing::Upsert(insert), parameters).await?
                 }
                 ast::Statement::Insert(insert) => self.plan_insert(insert, parameters).await?,
+                ast::Statement::Update(update) => self.plan_change(Changing::Update(update), parameters).await?,
+                ast::Statement::Delete(delete) => self.plan_change(Changing::Delete(delete), parameters).await?,
+                ast::Statement::Merge(merge) => self.plan_change(Changing::Merge(merge), parameters).await?,
                 ast::Statement::CreateTable(create) => match &create.query {
                     Some(query) if !explain.analyze => self.plan_query(query, parameters).await?,
                     _ => return Err(nothing_to_explain()),
@@ -48,8 +56,19 @@ impl Session {
     }
 }
 
+/// The word of a statement that changes rows.
+fn changed(sql: &ast::Statement) -> Option<&'static str> {
+    match sql {
+        ast::Statement::Insert(_) => Some("INSERT"),
+        ast::Statement::Update(_) => Some("UPDATE"),
+        ast::Statement::Delete(_) => Some("DELETE"),
+        ast::Statement::Merge(_) => Some("MERGE"),
+        _ => None,
+    }
+}
+
 fn nothing_to_explain() -> Error {
     Error::invalid(
-        "EXPLAIN shows the plan of a query, of an INSERT or of CREATE TABLE … AS SELECT; the statement has no plan",
+        "EXPLAIN shows the plan of a query, of a change of rows or of CREATE TABLE … AS SELECT; the statement has no plan",
     )
 }

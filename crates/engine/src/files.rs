@@ -15,6 +15,7 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::execution::SessionState;
 use datafusion::sql::sqlparser::ast;
 use operators::table::SnapshotTable;
+use planner::as_of::AsOf;
 use storage::ExternalTable;
 
 use crate::{Error, ErrorKind, Result, Session, npy};
@@ -141,27 +142,79 @@ pub(crate) fn option_text(value: &ast::Value) -> Result<String> {
     }
 }
 
+/// In which session, and at which moment, files are read.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) state: &'a SessionState,
+    /// The moment of a Lance dataset; its newest version if absent. Other files have no past.
+    pub(crate) at: Option<&'a AsOf>,
+}
+
 /// The table of an entry made by CREATE EXTERNAL TABLE. `name`: what plans call it.
 pub(crate) async fn external_table(
-    session: &Session,
-    state: &SessionState,
+    place: Place<'_>,
     name: &str,
     external: &ExternalTable,
 ) -> Result<Arc<dyn TableProvider>> {
     let format = Format::parse(&external.format)?;
     if format == Format::Lance {
-        let snapshot = session.engine().database().open_lance(&external.location, &external.options).await?;
-        return Ok(SnapshotTable::new(name.to_owned(), snapshot, Default::default(), None).into_provider());
+        return lance_table(place, name, &external.location, &external.options).await;
     }
+    refuse_moment(place, name, format)?;
     table(
-        session,
-        state,
+        place.session,
+        place.state,
         std::slice::from_ref(&external.location),
         Some(format),
         &external.options,
         external.schema.clone(),
     )
     .await
+}
+
+/// The table of a file's name in FROM.
+pub(crate) async fn file_table(place: Place<'_>, name: &str) -> Result<Arc<dyn TableProvider>> {
+    if place.at.is_none() {
+        return table(place.session, place.state, &[name.to_owned()], None, &[], None).await;
+    }
+    let location = absolute(name)?;
+    match format_of_one(&location)? {
+        Format::Lance => lance_table(place, &location, &location, &[]).await,
+        format => {
+            refuse_moment(place, name, format)?;
+            table(place.session, place.state, &[name.to_owned()], Some(format), &[], None).await
+        }
+    }
+}
+
+async fn lance_table(
+    place: Place<'_>,
+    name: &str,
+    location: &str,
+    options: &[(String, String)],
+) -> Result<Arc<dyn TableProvider>> {
+    let database = place.session.engine().database();
+    let newest = database.open_lance(location, options).await?;
+    let snapshot = match place.at {
+        Some(at) => database.at(&newest, &crate::time::stored(at), crate::definition::now_us()).await?,
+        None => newest,
+    };
+    Ok(SnapshotTable::new(name.to_owned(), snapshot, Default::default(), None).into_provider())
+}
+
+/// # Errors
+/// A moment is asked of files that have no versions.
+fn refuse_moment(place: Place<'_>, name: &str, format: Format) -> Result<()> {
+    let Some(at) = place.at else { return Ok(()) };
+    let way_out = match place.session.settings().moment() {
+        Some(_) => "RESET as_of to read it, or load it with CREATE TABLE … AS SELECT",
+        None => "read it without AS OF, or load it with CREATE TABLE … AS SELECT",
+    };
+    Err(Error::unsupported(format!(
+        "\"{name}\" is a {} file, which has no versions, and cannot be read as of {at}; {way_out}",
+        format.name()
+    )))
 }
 
 /// A table over files. `schema`: told from the files if absent.

@@ -54,6 +54,7 @@ impl Session {
     }
 
     async fn load(&self, options: ImportOptions, progress: Arc<Progress>) -> Result<u64> {
+        self.refuse_writing_in_past()?;
         let name = planner::relation::parse_name(&options.table)?;
         let target = new_name(&name)?;
         let relation = RelationName::of_sql(&name)?;
@@ -72,16 +73,16 @@ impl Session {
         };
         let plan = scan_of(source)?;
         let physical = state.create_physical_plan(&plan).await?;
-        let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, state.task_ctx());
+        let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
         let written = self.create_from(&target, mode, source, Some(report)).await?;
         written.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("table \"{relation}\" is there already")))
     }
 
     /// A state whose plans have one partition: rows are stored in the order of the files.
-    fn in_order(&self) -> SessionState {
+    fn in_order(&self) -> Arc<SessionState> {
         let mut state = self.state();
-        state.config_mut().options_mut().execution.target_partitions = 1;
+        Arc::make_mut(&mut state).config_mut().options_mut().execution.target_partitions = 1;
         state
     }
 
@@ -97,7 +98,7 @@ impl Session {
         let state = self.in_order();
         let tables = StatementTables::new(self.clone(), state.clone());
         let (_, entry) = tables.entry(name).await?;
-        let Some(Resolved::Table(table)) = tables.resolve(name).await? else {
+        let Some(Resolved::Table(table)) = tables.resolve(name, None).await? else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")));
         };
         let fields = table.schema().fields().to_vec();

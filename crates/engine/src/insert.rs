@@ -12,18 +12,35 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
 use datafusion::physical_plan::collect;
 use datafusion::sql::sqlparser::ast::{self, Insert, Query, SelectItem, SetExpr, TableObject};
 use planner::resolve::{RelationName, Resolved, TableResolver, nearest};
+use planner::statement::StatementKind;
 use planner::vector_type::{Element, VectorType};
 use planner::{Planner, convert_to};
 use storage::TableEntry;
+use tokio::time::Instant;
 
+use crate::change::{Changing, retried};
 use crate::resolver::{StatementTables, default_ast};
+use crate::session::Statement;
 use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
 
 impl Session {
-    pub(crate) async fn insert(&self, insert: &Insert, parameters: &[ScalarValue]) -> Result<Answer> {
-        let (plan, state) = self.plan_insert(insert, parameters).await?;
-        let rows = run_insert(&plan, &state).await?;
-        Ok(Answer::wrote("INSERT", rows))
+    pub(crate) async fn insert(
+        &self,
+        insert: &Insert,
+        parameters: &[ScalarValue],
+        statement: &Statement,
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
+        let has_key = self.settings().idempotency_key().is_some();
+        if insert.on.is_some() || insert.returning.is_some() || has_key {
+            return self.change(&Changing::Upsert(insert), parameters, statement, deadline).await;
+        }
+        let name = target_name(insert)?.to_string();
+        let rows = retried(&name, || async {
+            let (plan, state) = self.plan_insert(insert, parameters).await?;
+            run_insert(&plan, &state).await
+        });
+        Ok(Answer::wrote("INSERT", rows.await?))
     }
 
     /// The plan of an INSERT, down to the sink.
@@ -31,31 +48,18 @@ impl Session {
         &self,
         insert: &Insert,
         parameters: &[ScalarValue],
-    ) -> Result<(LogicalPlan, SessionState)> {
-        refuse_other_clauses(insert)?;
-        let TableObject::TableName(name) = &insert.table else {
-            return Err(Error::unsupported("INSERT INTO a function or a query is not supported; name a table"));
-        };
-        let name = RelationName::of_sql(name)?;
+    ) -> Result<(LogicalPlan, Arc<SessionState>)> {
+        let name = target_name(insert)?;
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let (_, entry) = tables.entry(&name).await?;
-        let Some(Resolved::Table(table)) = tables.resolve(&name).await? else {
+        let Some(Resolved::Table(table)) = tables.resolve(&name, None).await? else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")));
         };
         let fields = table.schema().fields().to_vec();
         let targets = targets(&name, &insert.columns, &fields)?;
-        let source = match &insert.source {
-            Some(source) => with_defaults(source, &targets, &fields, &entry)?,
-            None => return Err(Error::unsupported("INSERT … DEFAULT VALUES is not supported; write VALUES (DEFAULT)")),
-        };
         let planner = Planner { state: &state, resolver: &tables };
-        let input = planner.query(source, parameters).await?;
-        if let Some(name) = input.get_parameter_names()?.into_iter().min() {
-            return Err(Error::invalid(format!(
-                "parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare"
-            )));
-        }
+        let input = source_plan(insert, &targets, &fields, &entry, &planner, parameters).await?;
         let input = to_table(input, &targets, &fields, &entry, &tables)?;
         let target = provider_as_source(table);
         let plan = LogicalPlanBuilder::insert_into(
@@ -69,27 +73,69 @@ impl Session {
     }
 }
 
+/// The table of an INSERT.
+///
+/// # Errors
+/// A clause that is not supported.
+pub(crate) fn target_name(insert: &Insert) -> Result<RelationName> {
+    refuse_other_clauses(insert)?;
+    match &insert.table {
+        TableObject::TableName(name) => Ok(RelationName::of_sql(name)?),
+        _ => Err(Error::unsupported("INSERT INTO a function or a query is not supported; name a table")),
+    }
+}
+
+/// The query of an INSERT, its columns those that `targets` name.
+pub(crate) async fn source_plan(
+    insert: &Insert,
+    targets: &[usize],
+    fields: &[FieldRef],
+    entry: &TableEntry,
+    planner: &Planner<'_>,
+    parameters: &[ScalarValue],
+) -> Result<LogicalPlan> {
+    let source = match &insert.source {
+        Some(source) => with_defaults(source, targets, fields, entry)?,
+        None => with_defaults(&default_values(targets.len())?, targets, fields, entry)?,
+    };
+    let input = planner.query(source, parameters).await?;
+    refuse_open_parameters(&input)?;
+    Ok(input)
+}
+
+/// # Errors
+/// A parameter without a value.
+pub(crate) fn refuse_open_parameters(plan: &LogicalPlan) -> Result<()> {
+    match plan.get_parameter_names()?.into_iter().min() {
+        Some(name) => Err(Error::invalid(format!(
+            "parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// `DEFAULT VALUES`: one row of defaults.
+fn default_values(columns: usize) -> Result<Query> {
+    let row = vec!["DEFAULT"; columns].join(", ");
+    match planner::statement::parse(&format!("VALUES ({row})"))?.pop().map(|statement| statement.kind) {
+        Some(StatementKind::Sql(sql)) => match *sql {
+            ast::Statement::Query(query) => Ok(*query),
+            other => Err(Error::new(ErrorKind::Internal, format!("{other} is no row of defaults"))),
+        },
+        _ => Err(Error::new(ErrorKind::Internal, "a row of defaults was not understood")),
+    }
+}
+
 /// Carries an INSERT out; the number of rows.
 pub(crate) async fn run_insert(plan: &LogicalPlan, state: &SessionState) -> Result<u64> {
     let physical = state.create_physical_plan(plan).await?;
-    let counts = collect(physical, state.task_ctx()).await?;
+    let counts = collect(physical, crate::session::task_context(state)).await?;
     Ok(counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum())
 }
 
 /// # Errors
-/// Any clause beyond `INSERT INTO table [(columns)] query`.
+/// Any clause beyond `INSERT INTO table [(columns)] query [ON CONFLICT …] [RETURNING …]`.
 fn refuse_other_clauses(insert: &Insert) -> Result<()> {
-    let unbuilt = |what: &str| {
-        Err(Error::unsupported(format!(
-            "{what} is not built yet; write INSERT INTO table [(columns)] VALUES … or SELECT …"
-        )))
-    };
-    if insert.on.is_some() {
-        return unbuilt("ON CONFLICT");
-    }
-    if insert.returning.is_some() {
-        return unbuilt("RETURNING");
-    }
     let refused = [
         (insert.overwrite, "INSERT OVERWRITE"),
         (insert.replace_into, "REPLACE INTO"),
@@ -115,7 +161,7 @@ fn refuse_other_clauses(insert: &Insert) -> Result<()> {
 }
 
 /// The table's columns that the query's columns go to, by index.
-fn targets(name: &RelationName, columns: &[ast::ObjectName], fields: &[FieldRef]) -> Result<Vec<usize>> {
+pub(crate) fn targets(name: &RelationName, columns: &[ast::ObjectName], fields: &[FieldRef]) -> Result<Vec<usize>> {
     if columns.is_empty() {
         return Ok((0..fields.len()).collect());
     }
@@ -188,7 +234,8 @@ fn name_columns(items: &mut [SelectItem]) {
     }
 }
 
-fn is_default(value: &ast::Expr) -> bool {
+/// The word DEFAULT in place of a value.
+pub(crate) fn is_default(value: &ast::Expr) -> bool {
     matches!(value, ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"))
 }
 
@@ -209,14 +256,26 @@ pub(crate) fn to_table(
     entry: &TableEntry,
     tables: &StatementTables,
 ) -> Result<LogicalPlan> {
-    let columns = input.schema().columns();
-    if columns.len() != targets.len() {
+    let filled = input.schema().columns().len();
+    if filled != targets.len() {
         return Err(Error::invalid(format!(
-            "the rows have {} columns, but {} are to be filled; name them: INSERT INTO t (a, b) …",
-            columns.len(),
+            "the rows have {filled} columns, but {} are to be filled; name them: INSERT INTO t (a, b) …",
             targets.len()
         )));
     }
+    let outputs = table_columns(&input, targets, fields, entry, tables)?;
+    Ok(LogicalPlanBuilder::from(input).project(outputs)?.build()?)
+}
+
+/// What fills each column of the table. `input` may have more columns than `targets`.
+pub(crate) fn table_columns(
+    input: &LogicalPlan,
+    targets: &[usize],
+    fields: &[FieldRef],
+    entry: &TableEntry,
+    tables: &StatementTables,
+) -> Result<Vec<Expr>> {
+    let columns = input.schema().columns();
     let types: Vec<_> = input.schema().fields().iter().cloned().collect();
     let mut outputs = Vec::with_capacity(fields.len());
     for (at, field) in fields.iter().enumerate() {
@@ -229,7 +288,7 @@ pub(crate) fn to_table(
         };
         outputs.push(expr?.alias(field.name()));
     }
-    Ok(LogicalPlanBuilder::from(input).project(outputs)?.build()?)
+    Ok(outputs)
 }
 
 fn default_value(default: Expr, field: &FieldRef) -> datafusion::error::Result<Expr> {

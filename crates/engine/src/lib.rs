@@ -12,8 +12,10 @@
 //! # Ok(()) }
 //! ```
 
+mod alter;
 mod answer;
 mod catalog_tables;
+mod change;
 mod copy;
 mod definition;
 mod engine;
@@ -22,12 +24,14 @@ mod explain;
 mod files;
 mod import;
 mod insert;
+mod keys;
 mod npy;
 mod prepared;
 mod resolver;
 mod session;
 mod session_settings;
 pub mod text;
+mod time;
 mod vectorize;
 
 pub use answer::{Answer, Done, Progress, Rows};

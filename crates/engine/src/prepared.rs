@@ -51,7 +51,7 @@ impl Prepared {
         {
             let state = session.state();
             let tables = StatementTables::new(session.clone(), state.clone());
-            Planner { state: &state, resolver: &tables }.query(query.as_ref().clone(), &[]).await?;
+            Planner { state: &state, resolver: &tables }.check(query.as_ref().clone()).await?;
         }
         Ok(Self { session, statement })
     }

@@ -10,9 +10,11 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
 use operators::table::{SnapshotTable, WriteTarget};
+use planner::as_of::AsOf;
 use planner::resolve::{RelationName, Resolved, TableResolver};
+use planner::settings::Settings;
 use planner::{Planner, statement::StatementKind};
-use storage::{Catalog, Relation, TableEntry, TableName};
+use storage::{Catalog, Database, Relation, Snapshot, TableEntry, TableName};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::session::TableWords;
@@ -21,13 +23,14 @@ use crate::{Error, Session, catalog_tables, files};
 /// Finds the tables of one statement.
 pub(crate) struct StatementTables {
     session: Session,
-    state: SessionState,
+    state: Arc<SessionState>,
     catalog: OnceCell<Arc<Catalog>>,
-    pinned: Mutex<HashMap<RelationName, Resolved>>,
+    /// By name and the moment that the statement names.
+    pinned: Mutex<HashMap<(RelationName, Option<AsOf>), Resolved>>,
 }
 
 impl StatementTables {
-    pub(crate) fn new(session: Session, state: SessionState) -> Self {
+    pub(crate) fn new(session: Session, state: Arc<SessionState>) -> Self {
         Self { session, state, catalog: OnceCell::new(), pinned: Mutex::default() }
     }
 
@@ -51,13 +54,38 @@ impl StatementTables {
         }
     }
 
+    /// A table of the database whose versions are asked for.
+    pub(crate) async fn versioned(&self, name: &RelationName) -> crate::Result<(TableName, TableEntry)> {
+        let table = TableName::new(&name.schema, &name.table);
+        match self.catalog().await?.relation(&table) {
+            Some(Relation::Table(entry)) => Ok((table, entry.clone())),
+            Some(other) => Err(Error::unsupported(format!(
+                "\"{name}\" is {} and has no versions of its own here; name a table of this database",
+                with_article(other.kind())
+            ))),
+            None if catalog_tables::names().any(|own| own == *name) => Err(Error::unsupported(format!(
+                "\"{name}\" is a system table and has no versions; name a table of this database"
+            ))),
+            None => Err(self.no_table(name).await),
+        }
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        self.session.engine().database()
+    }
+
     /// # Errors
     /// A name that stands for nothing.
     pub(crate) async fn check_exists(&self, name: &RelationName) -> crate::Result<()> {
-        match self.resolve(name).await? {
+        match self.resolve(name, None).await? {
             Some(_) => Ok(()),
             None => Err(self.no_table(name).await),
         }
+    }
+
+    /// True if the name stands for nothing.
+    pub(crate) async fn is_missing(&self, name: &RelationName) -> crate::Result<bool> {
+        Ok(self.catalog().await?.relation(&TableName::new(&name.schema, &name.table)).is_none())
     }
 
     async fn no_table(&self, name: &RelationName) -> Error {
@@ -67,36 +95,77 @@ impl StatementTables {
         Error { hint, ..Error::new(crate::ErrorKind::NotFound, format!("there is no table \"{name}\"")) }
     }
 
-    async fn look_up(&self, name: &RelationName) -> Result<Option<Resolved>> {
-        if let Some(table) = catalog_tables::table(&self.session, self, name).await.map_err(boxed)? {
-            return Ok(Some(Resolved::Table(table)));
+    async fn look_up(&self, name: &RelationName, at: Option<&AsOf>) -> Result<Option<Resolved>> {
+        self.found(name, at).await.map_err(boxed)
+    }
+
+    async fn found(&self, name: &RelationName, at: Option<&AsOf>) -> crate::Result<Option<Resolved>> {
+        if let Some(table) = catalog_tables::table(&self.session, self, name).await? {
+            return match at {
+                None => Ok(Some(Resolved::Table(table))),
+                Some(at) => Err(Error::unsupported(format!(
+                    "\"{name}\" is a system table and cannot be read as of {at}; it shows what is now"
+                ))),
+            };
         }
-        let catalog = self.catalog().await.map_err(boxed)?;
+        // What the session says reaches the tables below; a name in a statement goes before it.
+        let moment = match at {
+            Some(at) => Some(at.clone()),
+            None => Settings::of(self.state.config_options()).moment().map(AsOf::Timestamp),
+        };
+        let catalog = self.catalog().await?;
         let resolved = match catalog.relation(&TableName::new(&name.schema, &name.table)) {
-            Some(Relation::Table(entry)) => Resolved::Table(self.table(name, entry).await.map_err(boxed)?),
-            Some(Relation::External(external)) => Resolved::Table(
-                files::external_table(&self.session, &self.state, &name.to_string(), external).await.map_err(boxed)?,
-            ),
+            Some(Relation::Table(entry)) => Resolved::Table(self.table(name, entry, moment.as_ref()).await?),
+            Some(Relation::External(external)) => {
+                let place = files::Place { session: &self.session, state: &self.state, at: moment.as_ref() };
+                Resolved::Table(files::external_table(place, &name.to_string(), external).await?)
+            }
             Some(Relation::View(view)) => Resolved::View(view.sql.clone()),
-            None if name.schema == planner::resolve::SCHEMA && files::is_file_name(&name.table) => Resolved::Table(
-                files::table(&self.session, &self.state, &[name.table.clone()], None, &[], None)
-                    .await
-                    .map_err(boxed)?,
-            ),
+            None if name.schema == planner::resolve::SCHEMA && files::is_file_name(&name.table) => {
+                let place = files::Place { session: &self.session, state: &self.state, at: moment.as_ref() };
+                Resolved::Table(files::file_table(place, &name.table).await?)
+            }
             None => return Ok(None),
         };
         Ok(Some(resolved))
     }
 
-    async fn table(&self, name: &RelationName, entry: &TableEntry) -> crate::Result<Arc<dyn TableProvider>> {
-        let database = self.session.engine().database().clone();
-        let snapshot = database.snapshot(entry).await?;
+    async fn table(
+        &self,
+        name: &RelationName,
+        entry: &TableEntry,
+        at: Option<&AsOf>,
+    ) -> crate::Result<Arc<dyn TableProvider>> {
+        let database = self.database();
+        let snapshot = match at {
+            Some(at) => database.snapshot_at(entry, &crate::time::stored(at), crate::definition::now_us()).await?,
+            None => database.snapshot(entry).await?,
+        };
+        // The past is not written to.
+        Ok(self.table_of(name, entry, snapshot, at.is_none())?.into_provider())
+    }
+
+    /// A table of the database at a snapshot.
+    pub(crate) fn table_of(
+        &self,
+        name: &RelationName,
+        entry: &TableEntry,
+        snapshot: Snapshot,
+        is_newest: bool,
+    ) -> crate::Result<SnapshotTable> {
+        let database = self.database().clone();
         let mut defaults = HashMap::new();
         for (column, text) in &entry.defaults {
             defaults.insert(column.clone(), self.default(text)?);
         }
         let target = WriteTarget { database, name: TableName::new(&name.schema, &name.table), entry: entry.clone() };
-        Ok(SnapshotTable::new(name.to_string(), snapshot, defaults, Some(target)).into_provider())
+        let target = is_newest.then_some(target);
+        Ok(SnapshotTable::new(name.to_string(), snapshot, defaults, target))
+    }
+
+    /// Decides what a name stands for in this statement, before the statement is planned.
+    pub(crate) async fn pin(&self, name: RelationName, table: Arc<dyn TableProvider>) {
+        self.pinned.lock().await.insert((name, None), Resolved::Table(table));
     }
 
     /// The expression of a column's DEFAULT from its text in the catalog.
@@ -125,7 +194,7 @@ impl StatementTables {
 
     /// The columns of a table or view, `None` if there is none of this name.
     pub(crate) async fn fields(&self, name: &RelationName) -> crate::Result<Option<Vec<arrow::datatypes::FieldRef>>> {
-        match self.resolve(name).await? {
+        match self.resolve(name, None).await? {
             Some(Resolved::Table(table)) => Ok(Some(table.schema().fields().to_vec())),
             Some(Resolved::View(sql)) => {
                 let mut statements = planner::statement::parse(&sql)?;
@@ -165,13 +234,27 @@ impl fmt::Debug for StatementTables {
 
 #[async_trait]
 impl TableResolver for StatementTables {
-    async fn resolve(&self, name: &RelationName) -> Result<Option<Resolved>> {
-        if let Some(resolved) = self.pinned.lock().await.get(name) {
+    async fn resolve(&self, name: &RelationName, at: Option<&AsOf>) -> Result<Option<Resolved>> {
+        let key = (name.clone(), at.cloned());
+        if let Some(resolved) = self.pinned.lock().await.get(&key) {
             return Ok(Some(resolved.clone()));
         }
         // Not under the lock: a view's columns resolve further names.
-        let Some(resolved) = self.look_up(name).await? else { return Ok(None) };
-        Ok(Some(self.pinned.lock().await.entry(name.clone()).or_insert(resolved).clone()))
+        let Some(resolved) = self.look_up(name, at).await? else { return Ok(None) };
+        Ok(Some(self.pinned.lock().await.entry(key).or_insert(resolved).clone()))
+    }
+
+    async fn history(&self, name: &RelationName) -> Result<Option<Arc<dyn TableProvider>>> {
+        self.history_table(name).await.map(Some).map_err(boxed)
+    }
+
+    async fn changes(
+        &self,
+        name: &RelationName,
+        from: Option<&AsOf>,
+        to: Option<&AsOf>,
+    ) -> Result<Option<Arc<dyn TableProvider>>> {
+        self.changes_table(name, from, to).await.map(Some).map_err(boxed)
     }
 
     async fn names(&self) -> Result<Vec<RelationName>> {

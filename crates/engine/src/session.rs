@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use datafusion::execution::SessionState;
+use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
@@ -17,6 +17,7 @@ use planner::statement::StatementKind;
 use tokio::time::Instant;
 
 use crate::answer::{panicked, timed_out};
+use crate::change::Changing;
 use crate::prepared::Named;
 use crate::resolver::StatementTables;
 use crate::{Answer, Engine, Error, Prepared, Progress, Result, Rows, ScalarValue};
@@ -175,7 +176,8 @@ impl Session {
             .chain(state.window_functions().keys())
             .cloned()
             .collect();
-        functions.push(planner::relation::VECTOR_SEARCH.to_owned());
+        let ours = [planner::relation::VECTOR_SEARCH, planner::pin::TABLE_HISTORY, planner::pin::TABLE_CHANGES];
+        functions.extend(ours.map(str::to_owned));
         functions.retain(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
         functions.sort();
         functions.dedup();
@@ -188,10 +190,10 @@ impl Session {
     }
 
     /// A copy of the session's state for one statement: the moment of `now()` is set.
-    pub(crate) fn state(&self) -> SessionState {
+    pub(crate) fn state(&self) -> Arc<SessionState> {
         let mut state = self.inner.state.read().unwrap_or_else(PoisonError::into_inner).clone();
         state.mark_start_execution();
-        state
+        Arc::new(state)
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -221,13 +223,16 @@ impl Session {
         parameters: &[ScalarValue],
         deadline: Option<Instant>,
     ) -> Result<Answer> {
+        self.refuse_in_past(kind)?;
+        self.refuse_to_ignore_key(kind)?;
         match kind {
             StatementKind::Sql(sql) => self.dispatch_sql(sql, statement, parameters, deadline).await,
             StatementKind::CreateExternal(create) => self.create_external(create).await,
             StatementKind::CopyTo(copy) => self.copy_to(copy, parameters).await,
             StatementKind::CopyFrom(copy) => self.copy_from(copy).await,
-            StatementKind::Explain(explain) => self.explain(explain, statement, parameters, deadline).await,
+            StatementKind::Explain(explain) => self.explain(explain, statement, parameters, deadline).boxed().await,
             StatementKind::Reset(name) => self.reset(name),
+            StatementKind::Time(time) => self.time(time, parameters).boxed().await,
         }
     }
 
@@ -244,7 +249,16 @@ impl Session {
                 let (plan, state) = self.plan_query(query, parameters).await?;
                 self.rows(&plan, &state, statement, deadline).await
             }
-            Sql::Insert(insert) => self.insert(insert, parameters).await,
+            Sql::Insert(insert) => self.insert(insert, parameters, statement, deadline).boxed().await,
+            Sql::Update(update) => {
+                self.change(&Changing::Update(update), parameters, statement, deadline).boxed().await
+            }
+            Sql::Delete(delete) => {
+                self.change(&Changing::Delete(delete), parameters, statement, deadline).boxed().await
+            }
+            Sql::Merge(merge) => self.change(&Changing::Merge(merge), parameters, statement, deadline).boxed().await,
+            Sql::Truncate(truncate) => self.truncate(truncate).boxed().await,
+            Sql::AlterTable(alter) => self.alter_table(alter).boxed().await,
             Sql::CreateTable(create) => self.create_table(create, parameters).await,
             Sql::CreateView(create) => self.create_view(create).await,
             Sql::CreateSchema { .. } => self.create_schema(sql).await,
@@ -289,7 +303,7 @@ impl Session {
         &self,
         query: &ast::Query,
         parameters: &[ScalarValue],
-    ) -> Result<(LogicalPlan, SessionState)> {
+    ) -> Result<(LogicalPlan, Arc<SessionState>)> {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planner = Planner { state: &state, resolver: &tables };
@@ -311,7 +325,7 @@ impl Session {
         deadline: Option<Instant>,
     ) -> Result<Answer> {
         let physical = state.create_physical_plan(plan).await?;
-        let mut stream = execute_stream(Arc::clone(&physical), state.task_ctx())?;
+        let mut stream = execute_stream(Arc::clone(&physical), task_context(state))?;
         // In a task of its own: however long one step of the plan takes, the caller can stop waiting for it.
         let mut receiver = RecordBatchReceiverStream::builder(stream.schema(), BATCHES_AHEAD);
         let sender = receiver.tx();
@@ -326,4 +340,19 @@ impl Session {
         let stream = receiver.build();
         Ok(Answer::Rows(Rows::new(stream, Progress::of_plan(physical), Some(statement.clone()), deadline)))
     }
+}
+
+/// What a plan runs in. Functions are found while planning; a copy of their hundreds of names for each statement would
+/// cost more than many a plan.
+pub(crate) fn task_context(state: &SessionState) -> Arc<TaskContext> {
+    Arc::new(TaskContext::new(
+        None,
+        state.session_id().to_owned(),
+        state.config().clone(),
+        HashMap::new(),
+        HashMap::new(),
+        HashMap::new(),
+        HashMap::new(),
+        Arc::clone(state.runtime_env()),
+    ))
 }

@@ -29,9 +29,6 @@ impl Session {
             other => return Err(Error::unsupported(format!("{other} is not supported; write SET setting = value"))),
         };
         let name = variable.to_string().to_lowercase();
-        if name == "as_of" {
-            return Err(Error::unsupported("as_of is not built yet; every statement reads the newest version"));
-        }
         let [value] = values.as_slice() else {
             return Err(Error::invalid(format!("{name} takes one value, not {}", values.len())));
         };
@@ -43,6 +40,10 @@ impl Session {
             // ON is a word of the grammar and comes as one; everything else is a constant.
             other => match self.constant(other.clone())? {
                 ScalarValue::Utf8(Some(text)) => text,
+                value if value.data_type().is_temporal() => match value.cast_to(&DataType::Utf8)? {
+                    ScalarValue::Utf8(Some(text)) => text,
+                    other => other.to_string(),
+                },
                 value => value.to_string(),
             },
         };

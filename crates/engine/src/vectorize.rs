@@ -40,6 +40,7 @@ impl Session {
             let definition = TableDefinition {
                 schema: storage::storable_schema(&schema)?,
                 defaults: Default::default(),
+                primary_key: vec![],
                 now_us: crate::definition::now_us(),
             };
             let rows = operators::insert::checked(rows, Arc::new(Schema::clone(&schema)));

@@ -64,7 +64,8 @@ pub fn checked(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRe
     Box::pin(RecordBatchStreamAdapter::new(schema, rows))
 }
 
-fn check(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+/// One batch as [`checked`] passes it on.
+pub(crate) fn check(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     for (column, field) in batch.columns().iter().zip(schema.fields()) {
         if !field.is_nullable() && column.logical_null_count() > 0 {
             return exec_err!(

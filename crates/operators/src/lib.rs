@@ -1,9 +1,13 @@
 //! How is it run? One file per physical operator, and the table provider over a storage snapshot.
 //! Nothing here parses SQL.
 
+pub mod change;
+pub mod changes;
 pub mod cooperate;
+pub mod fetch_rows;
 pub mod insert;
 pub mod physical;
+mod row_buffer;
 pub mod scan;
 pub mod table;
 pub mod vector_search;

@@ -9,11 +9,16 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+use planner::change::Change;
+use planner::fetch_rows::FetchRows;
 use planner::settings::Settings;
 use planner::vector_search::VectorSearch;
 
+use crate::change::{ChangeExec, Gathering};
+use crate::fetch_rows::FetchRowsExec;
 use crate::table::SnapshotTable;
 use crate::vector_search::VectorSearchExec;
 
@@ -37,10 +42,17 @@ impl ExtensionPlanner for Operators {
         &self,
         planner: &dyn PhysicalPlanner,
         node: &dyn UserDefinedLogicalNode,
-        _: &[&LogicalPlan],
+        logical: &[&LogicalPlan],
         inputs: &[Arc<dyn ExecutionPlan>],
         state: &SessionState,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        if let (Some(change), [input]) = (node.as_any().downcast_ref::<Change>(), inputs) {
+            return Ok(Some(plan_change(change, input)?));
+        }
+        if let (Some(fetch), [below], [input]) = (node.as_any().downcast_ref::<FetchRows>(), logical, inputs) {
+            let address = planner.create_physical_expr(&fetch.address, below.schema(), state)?;
+            return Ok(Some(plan_fetch(fetch, address, input)?));
+        }
         let Some(search) = node.as_any().downcast_ref::<VectorSearch>() else { return Ok(None) };
         let table: &dyn Any = search.table.as_ref();
         let Some(table) = table.downcast_ref::<SnapshotTable>() else {
@@ -57,6 +69,27 @@ impl ExtensionPlanner for Operators {
         let plan = VectorSearchExec::try_new(search, table.snapshot.clone(), query, inputs.first().cloned(), schema)?;
         Ok(Some(Arc::new(plan)))
     }
+}
+
+fn plan_change(change: &Change, input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let sink: Arc<dyn Any + Send + Sync> = change.sink.clone();
+    let Ok(sink) = sink.downcast::<Gathering>() else {
+        return internal_err!("a change is gathered, not taken by {:?}", change.sink);
+    };
+    Ok(Arc::new(ChangeExec::new(change.operation, change.table.clone(), sink, Arc::clone(input))))
+}
+
+fn plan_fetch(
+    fetch: &FetchRows,
+    address: Arc<dyn PhysicalExpr>,
+    input: &Arc<dyn ExecutionPlan>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let table: &dyn Any = fetch.table.as_ref();
+    let Some(table) = table.downcast_ref::<SnapshotTable>() else {
+        return internal_err!("rows are fetched from a snapshot, not from {:?}", fetch.table);
+    };
+    let name = fetch.table_name.to_string();
+    Ok(Arc::new(FetchRowsExec::new(table.snapshot.clone(), name, address, fetch.fields.clone(), Arc::clone(input))))
 }
 
 fn search_schema(search: &VectorSearch) -> &arrow::datatypes::SchemaRef {

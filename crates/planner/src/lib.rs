@@ -1,17 +1,25 @@
 //! What does this SQL mean? Dialect, statements, relations, logical nodes, functions and rules.
 //!
-//! A text goes through `tokens` (our spellings), `statement` (parsing), `rewrite` (casts, refused clauses) and
-//! [`Planner`] (names, types) to a logical plan; `rules` then find the searches in it. Nothing here opens a table:
+//! A text goes through `tokens` (our spellings), `statement` (parsing), `rewrite` (casts, refused clauses), `pin`
+//! (moments of tables) and [`Planner`] (names, types) to a logical plan; `rules` then find the searches in it. Nothing here opens a table:
 //! names are resolved by a [`TableResolver`] that the caller brings.
 
+pub mod as_of;
+mod asof_join;
+pub mod change;
+mod cte_scope;
 pub mod dialect;
+pub mod do_nothing;
+pub mod fetch_rows;
 pub mod functions;
+pub mod pin;
 pub mod relation;
 pub mod resolve;
 pub mod rewrite;
 pub mod rules;
 pub mod settings;
 pub mod statement;
+pub mod time_statement;
 pub mod tokens;
 pub mod vector_operators;
 pub mod vector_search;
@@ -21,7 +29,7 @@ pub mod vectors;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::{ScalarValue, plan_err};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::Result;
@@ -34,6 +42,8 @@ use datafusion::sql::sqlparser::ast::{self, ObjectName};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use as_of::AsOf;
+use pin::{Pin, Scope};
 use resolve::{Context, RelationName, Resolved, TableResolver};
 use statement::StatementKind;
 
@@ -83,14 +93,25 @@ impl Planner<'_> {
     /// Plans a query. `parameters`: the values of `$1`, `$2`, …; none to leave the parameters in the plan.
     ///
     /// # Errors
-    /// Unknown names, types that do not fit, clauses that are not supported, a parameter without a value.
+    /// Unknown names, types that do not fit, clauses that are not supported, a parameter without a value; also the
+    /// parameter of a moment, which cannot stay in the plan.
     pub async fn query(&self, query: ast::Query, parameters: &[ScalarValue]) -> Result<LogicalPlan> {
-        let types = parameters.iter().map(|value| Some(Arc::new(Field::new("", value.data_type(), true)))).collect();
-        let plan = self.plan(ast::Statement::Query(Box::new(query)), types, 0).await?;
+        let scope = Scope { parameters: parameters.to_vec(), ..Scope::default() };
+        let plan = self.plan(ast::Statement::Query(Box::new(query)), scope).await?;
         if parameters.is_empty() {
             return Ok(plan);
         }
         plan.with_param_values(parameters.to_vec())
+    }
+
+    /// Plans a query whose parameters have no values yet, to see whether its names exist. Tables whose moment is a
+    /// parameter are taken as they are now.
+    ///
+    /// # Errors
+    /// As [`Planner::query`], parameters aside.
+    pub async fn check(&self, query: ast::Query) -> Result<LogicalPlan> {
+        let scope = Scope { is_check: true, ..Scope::default() };
+        self.plan(ast::Statement::Query(Box::new(query)), scope).await
     }
 
     /// The columns of a CREATE TABLE: types, vector types among them, and NOT NULL.
@@ -98,7 +119,7 @@ impl Planner<'_> {
     /// # Errors
     /// A type that does not exist, a name that is there twice.
     pub fn columns(&self, columns: &[ast::ColumnDef]) -> Result<Schema> {
-        let context = Context { state: self.state, tables: HashMap::new(), known: BTreeSet::new() };
+        let context = Context { state: self.state, tables: HashMap::new(), pins: vec![], known: BTreeSet::new() };
         let planner = SqlToRel::new_with_options(&context, parser_options());
         // Constraints and defaults are the caller's: only types and NOT NULL are read here.
         let plain = |column: &ast::ColumnDef| {
@@ -128,25 +149,23 @@ impl Planner<'_> {
     /// Columns, unknown functions, types that do not fit.
     pub fn expression(&self, mut expr: ast::Expr) -> Result<Expr> {
         rewrite::rewrite(&mut expr)?;
-        let context = Context { state: self.state, tables: HashMap::new(), known: BTreeSet::new() };
+        let context = Context { state: self.state, tables: HashMap::new(), pins: vec![], known: BTreeSet::new() };
         let planner = SqlToRel::new_with_options(&context, parser_options());
         let empty = datafusion::common::DFSchema::empty();
         planner.sql_to_expr(expr, &empty, &mut PlannerContext::new())
     }
 
-    fn plan(
-        &self,
-        mut statement: ast::Statement,
-        parameters: Vec<Option<FieldRef>>,
-        depth: usize,
-    ) -> BoxFuture<'_, Result<LogicalPlan>> {
+    fn plan(&self, mut statement: ast::Statement, scope: Scope) -> BoxFuture<'_, Result<LogicalPlan>> {
         async move {
             rewrite::rewrite(&mut statement)?;
+            let pins = self.pin(&mut statement, &scope)?;
             let names = resolve::referenced(&statement);
-            let tables = self.resolve(names, depth).await?;
             let known = self.resolver.names().await?.into_iter().collect();
-            let context = Context { state: self.state, tables, known };
-            let mut planning = PlannerContext::new().with_prepare_param_data_types(parameters);
+            let pins = self.resolve_pins(pins, &known, scope.depth).await?;
+            let tables = self.resolve(names, scope.depth).await?;
+            let context = Context { state: self.state, tables, pins, known };
+            let types = scope.parameters.iter().map(|value| Some(Arc::new(Field::new("", value.data_type(), true))));
+            let mut planning = PlannerContext::new().with_prepare_param_data_types(types.collect());
             SqlToRel::new_with_options(&context, parser_options())
                 .sql_statement_to_plan_with_context(statement, &mut planning)
         }
@@ -163,18 +182,61 @@ impl Planner<'_> {
         let mut tables = HashMap::new();
         for name in names {
             let Ok(name) = RelationName::of_sql(&name) else { continue };
-            let source = match self.resolver.resolve(&name).await? {
-                Some(Resolved::Table(table)) => provider_as_source(table),
-                Some(Resolved::View(sql)) => provider_as_source(Arc::new(self.view(&name, &sql, depth).await?)),
-                None => continue,
-            };
+            let Some(source) = self.source(&name, None, depth).await? else { continue };
             tables.insert(name, source);
         }
         Ok(tables)
     }
 
-    async fn view(&self, name: &RelationName, sql: &str, depth: usize) -> Result<ViewTable> {
-        if depth >= VIEW_DEPTH_MAX {
+    /// The sources of all marks, in their order.
+    async fn resolve_pins(
+        &self,
+        pins: Vec<Pin>,
+        known: &BTreeSet<RelationName>,
+        depth: usize,
+    ) -> Result<Vec<Arc<dyn TableSource>>> {
+        let mut sources = Vec::with_capacity(pins.len());
+        for pin in pins {
+            let (name, source) = match pin {
+                Pin::Relation { name, at } => {
+                    let source = self.source(&name, at.as_ref(), depth).await?;
+                    (name, source)
+                }
+                Pin::History { name } => {
+                    let table = self.resolver.history(&name).await?;
+                    (name, table.map(provider_as_source))
+                }
+                Pin::Changes { name, from, to } => {
+                    let table = self.resolver.changes(&name, from.as_ref(), to.as_ref()).await?;
+                    (name, table.map(provider_as_source))
+                }
+            };
+            match source {
+                Some(source) => sources.push(source),
+                None => return Err(resolve::unknown(name, known)),
+            }
+        }
+        Ok(sources)
+    }
+
+    async fn source(
+        &self,
+        name: &RelationName,
+        at: Option<&AsOf>,
+        depth: usize,
+    ) -> Result<Option<Arc<dyn TableSource>>> {
+        Ok(match self.resolver.resolve(name, at).await? {
+            Some(Resolved::Table(table)) => Some(provider_as_source(table)),
+            Some(Resolved::View(sql)) => {
+                let scope = Scope { as_of: at.cloned(), depth, ..Scope::default() };
+                Some(provider_as_source(Arc::new(self.view(name, &sql, scope).await?)))
+            }
+            None => None,
+        })
+    }
+
+    async fn view(&self, name: &RelationName, sql: &str, scope: Scope) -> Result<ViewTable> {
+        if scope.depth >= VIEW_DEPTH_MAX {
             return plan_err!("view {name} names views more than {VIEW_DEPTH_MAX} deep; does it name itself?");
         }
         let mut statements = statement::parse(sql)?;
@@ -182,7 +244,7 @@ impl Planner<'_> {
             (Some(StatementKind::Sql(statement)), true) => *statement,
             _ => return plan_err!("the text of view {name} is not one query: {sql}"),
         };
-        let plan = self.plan(query, vec![], depth + 1).await?;
+        let plan = self.plan(query, Scope { depth: scope.depth + 1, ..scope }).await?;
         Ok(ViewTable::new(plan, Some(sql.to_owned())))
     }
 }

@@ -1,7 +1,8 @@
-//! Relations in FROM: the table function `vector_search`, and the guard that refuses every clause on a table
-//! that the planner would otherwise parse and drop (versions, samples, hints, partitions).
+//! Relations in FROM: the table function `vector_search`, tables that are pinned to a moment, ASOF joins, and the
+//! guard that refuses every clause on a table that the planner would otherwise parse and drop (samples, hints,
+//! partitions).
 
-use datafusion::common::{Column, DFSchema, plan_datafusion_err, plan_err};
+use datafusion::common::{Column, DFSchema, TableReference, plan_datafusion_err, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
@@ -12,8 +13,10 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::parser::Parser;
 use kernels::Metric;
 
+use crate::asof_join;
 use crate::dialect::SagittaDialect;
 use crate::functions::distance;
+use crate::pin::{Mark, plain_table};
 use crate::rewrite::{rewrite, unsupported};
 use crate::vector_search::DISTANCE;
 use crate::vector_type::{Element, VectorType};
@@ -21,7 +24,7 @@ use crate::vector_type::{Element, VectorType};
 /// The table function that searches.
 pub const VECTOR_SEARCH: &str = "vector_search";
 const USAGE: &str =
-    "write vector_search('table', 'column', query, k => 10, metric => 'cosine', filter => 'tenant = 7')";
+    "write vector_search('table', 'column', query, k => 10, metric => 'cosine', filter => 'tenant = 7', version => 42)";
 
 /// Plans `vector_search(…)` and guards all other relations.
 #[derive(Debug)]
@@ -42,12 +45,34 @@ impl RelationPlanner for Relations {
             }
             mut other => {
                 guard(&mut other)?;
-                return Ok(RelationPlanning::Original(Box::new(other)));
+                return plan_other(other, context);
             }
         };
         let arguments = Arguments::read(call, context)?;
         let plan = arguments.plan(context)?;
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation { plan, alias })))
+    }
+}
+
+/// A table at a moment of its own, an ASOF join; everything else is the default planner's.
+fn plan_other(relation: TableFactor, context: &mut dyn RelationPlannerContext) -> Result<RelationPlanning> {
+    match relation {
+        TableFactor::Table { name, alias, version: Some(version), .. } => {
+            let Some(mark) = Mark::of_version(&version) else {
+                // Only the text of a filter comes here unread: the pass over the statement has seen all the rest.
+                return unsupported(&format!("{version} is not supported here; name the moment of the table in FROM"));
+            };
+            let source = context.context_provider().get_table_source(mark.reference())?;
+            let name = context.object_name_to_table_reference(name)?;
+            let scanned = TableReference::bare(mark.label);
+            let plan = LogicalPlanBuilder::scan(scanned, source, None)?.alias(name)?.build()?;
+            Ok(RelationPlanning::Planned(Box::new(PlannedRelation { plan, alias })))
+        }
+        TableFactor::NestedJoin { table_with_joins, alias } if asof_join::is_asof(&table_with_joins) => {
+            let plan = asof_join::plan(*table_with_joins, context)?;
+            Ok(RelationPlanning::Planned(Box::new(PlannedRelation { plan, alias })))
+        }
+        other => Ok(RelationPlanning::Original(Box::new(other))),
     }
 }
 
@@ -64,7 +89,6 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
             name,
             args,
             with_hints,
-            version,
             with_ordinality,
             partitions,
             json_path,
@@ -73,11 +97,6 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
             ..
         } => {
             refuse_unbuilt(name, args.is_some())?;
-            if let Some(version) = version {
-                return unsupported(&format!(
-                    "time travel ({version}) is not built yet; every statement reads the newest version"
-                ));
-            }
             if sample.is_some() {
                 return unsupported(sampled);
             }
@@ -109,7 +128,7 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
 /// Functions that the SQL surface promises and that are not built.
 fn refuse_unbuilt(name: &ObjectName, is_call: bool) -> Result<()> {
     let name = name.to_string().to_lowercase();
-    let unbuilt = ["text_search", "hybrid_search", "table_changes", "table_history"];
+    let unbuilt = ["text_search", "hybrid_search"];
     if is_call && unbuilt.contains(&name.as_str()) {
         return unsupported(&format!("{name}(…) is not built yet"));
     }
@@ -145,6 +164,8 @@ struct Arguments {
     k: usize,
     metric: Option<Metric>,
     filter: Option<String>,
+    /// The moment of the table, where it has one of its own.
+    mark: Option<Mark>,
 }
 
 impl Arguments {
@@ -175,7 +196,8 @@ impl Arguments {
                 "a search for each row of another table (KNN join) is not built yet; pass one query vector",
             );
         }
-        let mut arguments = Self { table: parse_name(&table)?, column, query, k: 10, metric: None, filter: None };
+        let table = parse_name(&table)?;
+        let mut arguments = Self { table, column, query, k: 10, metric: None, filter: None, mark: None };
         for (name, value) in named {
             arguments.set(&name, &value)?;
         }
@@ -183,6 +205,10 @@ impl Arguments {
     }
 
     fn set(&mut self, name: &str, value: &ast::Expr) -> Result<()> {
+        if let Some(mark) = Mark::of_argument(name, value) {
+            self.mark = Some(mark);
+            return Ok(());
+        }
         match name {
             "k" => {
                 let text = value.to_string();
@@ -210,18 +236,7 @@ impl Arguments {
 
     /// The same plan that `SELECT *, distance … WHERE filter ORDER BY distance LIMIT k` has.
     fn plan(self, context: &mut dyn RelationPlannerContext) -> Result<LogicalPlan> {
-        let factor = TableFactor::Table {
-            name: self.table.clone(),
-            alias: None,
-            args: None,
-            with_hints: vec![],
-            version: None,
-            with_ordinality: false,
-            partitions: vec![],
-            json_path: None,
-            sample: None,
-            index_hints: vec![],
-        };
+        let factor = plain_table(self.table.clone(), None, self.mark.as_ref().map(Mark::as_version));
         let mut builder = LogicalPlanBuilder::from(context.plan(factor)?);
         if let Some(filter) = &self.filter {
             let mut parser = Parser::new(&SagittaDialect).try_with_sql(filter)?;

@@ -24,9 +24,11 @@ use datafusion::logical_expr::{
 };
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::sql::sqlparser::ast::{
-    Expr as SqlExpr, FunctionArg, FunctionArgExpr, ObjectName, TableFactor, Value, Visit, Visitor,
-};
+use datafusion::sql::sqlparser::ast::{FunctionArg, FunctionArgExpr, ObjectName, Query, TableFactor, Visit, Visitor};
+
+use crate::as_of::AsOf;
+use crate::cte_scope::CteScope;
+use crate::pin::{self, Mark, text_argument};
 
 /// The catalog of every database.
 pub const CATALOG: &str = "sagitta";
@@ -92,11 +94,31 @@ pub enum Resolved {
 /// Finds tables by name. One resolver serves one statement and returns the same snapshot each time.
 #[async_trait]
 pub trait TableResolver: Debug + Send + Sync {
-    /// The table or view of this name, `None` if there is none.
+    /// The table or view of this name, `None` if there is none. `at`: the moment that the statement names; without
+    /// one it is that of the session, and without that the newest. Of a view the query comes back as it is: the
+    /// moment is that of its tables, which are resolved in their turn.
     ///
     /// # Errors
-    /// A table that exists and cannot be opened.
-    async fn resolve(&self, name: &RelationName) -> Result<Option<Resolved>>;
+    /// A table that exists and cannot be opened, or not at the moment.
+    async fn resolve(&self, name: &RelationName, at: Option<&AsOf>) -> Result<Option<Resolved>>;
+
+    /// The versions of a table, one per row; `None` if there is no table of this name.
+    ///
+    /// # Errors
+    /// What has no versions.
+    async fn history(&self, name: &RelationName) -> Result<Option<Arc<dyn TableProvider>>>;
+
+    /// The rows that differ between two moments of a table; an absent moment is the newest. `None` if there is no
+    /// table of this name.
+    ///
+    /// # Errors
+    /// What has no versions, a moment that does not exist, the newer moment first.
+    async fn changes(
+        &self,
+        name: &RelationName,
+        from: Option<&AsOf>,
+        to: Option<&AsOf>,
+    ) -> Result<Option<Arc<dyn TableProvider>>>;
 
     /// All names, to suggest one that was meant.
     async fn names(&self) -> Result<Vec<RelationName>>;
@@ -201,7 +223,8 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// The names of tables that a query reads, those inside `vector_search('t', …)` among them.
+/// The names of tables that a query reads, those inside `vector_search('t', …)` among them. Names of WITH queries
+/// are left out where they hide a table, and so are tables that are pinned to a moment.
 pub fn referenced<T: Visit>(node: &T) -> Vec<ObjectName> {
     let mut collector = Collector::default();
     let _: ControlFlow<()> = node.visit(&mut collector);
@@ -211,30 +234,54 @@ pub fn referenced<T: Visit>(node: &T) -> Vec<ObjectName> {
 #[derive(Default)]
 struct Collector {
     names: HashMap<String, ObjectName>,
+    ctes: CteScope,
+    /// The next name is that of a function or of a pinned table.
+    skips_next: bool,
 }
 
 impl Visitor for Collector {
     type Break = ();
 
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.ctes.enter(query);
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.ctes.leave();
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
-        self.names.insert(relation.to_string(), relation.clone());
+        if !std::mem::take(&mut self.skips_next) && !self.ctes.hides(relation) {
+            self.names.insert(relation.to_string(), relation.clone());
+        }
         ControlFlow::Continue(())
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
         let args = match factor {
-            TableFactor::Table { args: Some(args), .. } => &args.args,
+            TableFactor::Table { args: Some(args), .. } => {
+                self.skips_next = true;
+                &args.args
+            }
+            TableFactor::Table { version: Some(version), .. } => {
+                self.skips_next = Mark::of_version(version).is_some();
+                return ControlFlow::Continue(());
+            }
             TableFactor::Function { args, .. } => args,
             _ => return ControlFlow::Continue(()),
         };
-        let first = args.iter().find_map(|arg| match arg {
-            FunctionArg::Unnamed(FunctionArgExpr::Expr(SqlExpr::Value(value))) => match &value.value {
-                Value::SingleQuotedString(name) => Some(name.clone()),
-                _ => None,
-            },
-            _ => None,
+        let is_pinned = args.iter().any(|arg| match arg {
+            FunctionArg::Named { name, arg: FunctionArgExpr::Expr(value), .. } => {
+                Mark::of_argument(&name.value, value).is_some()
+            }
+            _ => false,
         });
-        if let Some(name) = first.and_then(|text| crate::relation::parse_name(&text).ok()) {
+        let first = args.iter().find_map(text_argument);
+        if let Some(name) = first.and_then(|text| crate::relation::parse_name(&text).ok())
+            && !is_pinned
+        {
             self.names.insert(name.to_string(), name);
         }
         ControlFlow::Continue(())
@@ -247,20 +294,33 @@ pub struct Context<'a> {
     pub state: &'a SessionState,
     /// The tables that were resolved.
     pub tables: HashMap<RelationName, Arc<dyn TableSource>>,
+    /// The tables at moments of their own, by the numbers of their marks.
+    pub pins: Vec<Arc<dyn TableSource>>,
     /// All names there are, for suggestions.
     pub known: BTreeSet<RelationName>,
 }
 
+/// The error for a name that stands for nothing, with the known name that was probably meant.
+pub(crate) fn unknown(name: RelationName, known: &BTreeSet<RelationName>) -> DataFusionError {
+    let names: Vec<String> = known.iter().map(ToString::to_string).collect();
+    let meant = nearest(&name.to_string(), names.iter().map(String::as_str)).map(str::to_owned);
+    let error = NameError { message: format!("there is no table \"{name}\""), name: name.table, meant };
+    DataFusionError::External(Box::new(error))
+}
+
 impl ContextProvider for Context<'_> {
     fn get_table_source(&self, name: TableReference) -> Result<Arc<dyn TableSource>> {
-        let resolved = RelationName::of_reference(&name)?;
-        if let Some(source) = self.tables.get(&resolved) {
-            return Ok(Arc::clone(source));
+        if let Some(index) = pin::index_of(&name) {
+            return match self.pins.get(index) {
+                Some(source) => Ok(Arc::clone(source)),
+                None => plan_err!("a moment of a table was not resolved"),
+            };
         }
-        let names: Vec<String> = self.known.iter().map(ToString::to_string).collect();
-        let meant = nearest(&resolved.to_string(), names.iter().map(String::as_str)).map(str::to_owned);
-        let error = NameError { message: format!("there is no table \"{resolved}\""), name: resolved.table, meant };
-        Err(DataFusionError::External(Box::new(error)))
+        let resolved = RelationName::of_reference(&name)?;
+        match self.tables.get(&resolved) {
+            Some(source) => Ok(Arc::clone(source)),
+            None => Err(unknown(resolved, &self.known)),
+        }
     }
 
     fn create_cte_work_table(&self, name: &str, schema: SchemaRef) -> Result<Arc<dyn TableSource>> {

@@ -1,14 +1,15 @@
 //! The pass over the parsed statement before planning: casts to vectors become function calls, FETCH FIRST
-//! becomes LIMIT, and clauses that the planner would silently drop are refused.
+//! becomes LIMIT, ASOF joins get their parentheses, and clauses that the planner would silently drop are refused.
 
 use std::ops::ControlFlow;
 
 use datafusion::error::{DataFusionError, Result};
 use datafusion::sql::sqlparser::ast::{
     self, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, LimitClause,
-    ObjectName, Query, Select, Value, VisitMut, VisitorMut,
+    ObjectName, Query, Select, SetExpr, TableFactor, Value, VisitMut, VisitorMut,
 };
 
+use crate::asof_join;
 use crate::functions::convert::TO_VECTOR;
 use crate::vector_type::VectorType;
 
@@ -33,7 +34,15 @@ impl VisitorMut for Rewriter {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<DataFusionError> {
+        select.from.iter_mut().for_each(|joined| asof_join::nest(joined, false));
         flow(check_select(select))
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<DataFusionError> {
+        if let TableFactor::NestedJoin { table_with_joins, .. } = factor {
+            asof_join::nest(table_with_joins, true);
+        }
+        ControlFlow::Continue(())
     }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<DataFusionError> {
@@ -61,6 +70,11 @@ fn check_query(query: &Query) -> Result<()> {
     }
     if query.for_clause.is_some() {
         return unsupported("FOR XML, FOR JSON and FOR BROWSE are not supported; choose the output with --format");
+    }
+    if let SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) | SetExpr::Insert(_) = query.body.as_ref() {
+        return unsupported(
+            "UPDATE, DELETE, MERGE and INSERT behind WITH or inside a query are not supported; each is a statement of its own, with its subqueries in FROM, USING or WHERE",
+        );
     }
     if query.settings.is_some() || query.format_clause.is_some() {
         return unsupported("SETTINGS and FORMAT at the end of a query are not supported; use SET and --format");

@@ -19,8 +19,18 @@ extensions_options! {
         pub device: String, default = "auto".to_owned()
         /// statements that run longer are cancelled: a number of milliseconds or a text such as '30s'; 0 for never
         pub statement_timeout: String, default = "0".to_owned()
+        /// the moment at which tables are read that name none, a timestamp such as '2026-11-01T00:00:00Z', nothing is written meanwhile; now: the newest versions
+        pub as_of: String, default = NOW.to_owned()
+        /// a name for the next INSERT, UPDATE, DELETE or MERGE: sent again under the same name, it is not applied again; it is taken back once the statement is done
+        pub idempotency_key: String, default = String::new()
     }
 }
+
+/// The value of `as_of` under which tables are read as they are, and can be written.
+const NOW: &str = "now";
+
+/// The longest name of a statement, in bytes.
+const NAME_BYTES_MAX: usize = 255;
 
 impl ConfigExtension for Settings {
     const PREFIX: &'static str = "sagitta";
@@ -44,6 +54,19 @@ impl Settings {
             Kind::Duration => {
                 duration(name, value)?;
                 value.to_owned()
+            }
+            Kind::Name => {
+                if value.len() > NAME_BYTES_MAX {
+                    return plan_err!(
+                        "{name} has {} bytes, more than the {NAME_BYTES_MAX} that it may have",
+                        value.len()
+                    );
+                }
+                value.to_owned()
+            }
+            Kind::Moment => {
+                moment(name, value)?;
+                value.trim().to_owned()
             }
         };
         ExtensionOptions::set(self, name, &value)
@@ -77,12 +100,25 @@ impl Settings {
         duration("statement_timeout", &self.statement_timeout).ok().flatten()
     }
 
+    /// The moment at which tables are read that name none, in microseconds since the epoch; `None` for the newest
+    /// versions.
+    pub fn moment(&self) -> Option<i64> {
+        moment("as_of", &self.as_of).ok().flatten()
+    }
+
+    /// The name of the next statement that changes rows.
+    pub fn idempotency_key(&self) -> Option<&str> {
+        (!self.idempotency_key.is_empty()).then_some(self.idempotency_key.as_str())
+    }
+
     fn kind(&self, name: &str) -> Result<Kind> {
         Ok(match name {
             "exact" | "require_index" => Kind::Switch,
             "recall_target" => Kind::Share,
             "device" => Kind::Device,
             "statement_timeout" => Kind::Duration,
+            "as_of" => Kind::Moment,
+            "idempotency_key" => Kind::Name,
             _ => {
                 let names: Vec<String> = self.entries().into_iter().map(|entry| entry.key).collect();
                 let near = names.iter().find(|known| strsim::damerau_levenshtein(known, name) <= 3);
@@ -99,6 +135,8 @@ enum Kind {
     Share,
     Device,
     Duration,
+    Moment,
+    Name,
 }
 
 fn switch(name: &str, value: &str) -> Result<bool> {
@@ -122,6 +160,19 @@ fn device(value: &str) -> Result<String> {
             "device = 'gpu' is not built yet; use 'auto' or 'cpu'".into(),
         )),
         _ => plan_err!("device is 'auto', 'cpu' or 'gpu', not {value}"),
+    }
+}
+
+/// A timestamp as text; `None` for the word `now`.
+fn moment(name: &str, value: &str) -> Result<Option<i64>> {
+    if value.trim().eq_ignore_ascii_case(NOW) {
+        return Ok(None);
+    }
+    match crate::as_of::parse_timestamp(value) {
+        Some(micros) => Ok(Some(micros)),
+        None => plan_err!(
+            "{name} is a timestamp such as '2026-11-01T00:00:00Z', not '{value}'; RESET {name} reads the newest versions again"
+        ),
     }
 }
 
@@ -162,6 +213,10 @@ mod tests {
             ("device", "gpu", false),
             ("statement_timeout", "30s", true),
             ("statement_timeout", "-1", false),
+            ("as_of", "2026-11-01T00:00:00Z", true),
+            ("as_of", "2026-11-01", true),
+            ("as_of", "42", false),
+            ("as_of", "prod", false),
             ("nothing", "1", false),
         ] {
             assert_eq!(settings.assign(name, value).is_ok(), good, "{name} = {value}");
@@ -169,5 +224,8 @@ mod tests {
         assert_eq!(settings.timeout(), Some(Duration::from_secs(30)));
         assert!(settings.reset("statement_timeout").is_ok());
         assert_eq!(settings.timeout(), None);
+        assert_eq!(settings.moment(), Some(1_793_491_200_000_000));
+        assert!(settings.reset("as_of").is_ok());
+        assert_eq!(settings.moment(), None);
     }
 }

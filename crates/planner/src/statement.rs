@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use crate::dialect::SagittaDialect;
+use crate::time_statement::{self, TimeStatement};
 use crate::tokens;
 
 /// How deep expressions and queries may nest, so that no text can overflow the stack of the parser.
@@ -43,6 +44,8 @@ pub enum StatementKind {
     Explain(Box<Explain>),
     /// `RESET setting` or `RESET ALL`.
     Reset(String),
+    /// Tags, RESTORE, OPTIMIZE, VACUUM.
+    Time(Box<TimeStatement>),
 }
 
 /// `COPY table [(columns)] FROM 'file' [STORED AS format] [OPTIONS (key value, …)]`.
@@ -107,6 +110,12 @@ fn parse_kind(part: &[TokenWithSpan]) -> Result<StatementKind> {
     if starts(&["COPY"]) && is_copy_from(&solid) {
         return parse_copy_from(part);
     }
+    if time_statement::starts(starts) {
+        let mut parser =
+            Parser::new(&SagittaDialect).with_tokens_with_locations(with_end(part)).with_recursion_limit(NESTING_MAX);
+        let time = time_statement::parse(&mut parser).map_err(DataFusionError::from)?;
+        return Ok(StatementKind::Time(Box::new(time)));
+    }
     refuse_unbuilt(&solid)?;
     refuse_foreign_words(&solid)?;
     let mut parser =
@@ -143,19 +152,12 @@ fn kind_of(statement: Parsed) -> Result<StatementKind> {
 
 /// Statements that the SQL surface promises and that are not built: some of them the parser does not even know.
 const UNBUILT: &[(&[&str], &str)] = &[
-    (&["UPDATE"], REPLACE_ROWS),
-    (&["DELETE"], REPLACE_ROWS),
-    (&["MERGE"], REPLACE_ROWS),
-    (&["TRUNCATE"], REPLACE_ROWS),
-    (&["ALTER"], REPLACE_ROWS),
     (&["CREATE", "INDEX"], EXACT),
     (&["CREATE", "UNIQUE", "INDEX"], EXACT),
     (&["CREATE", "VECTOR", "INDEX"], EXACT),
     (&["DROP", "INDEX"], EXACT),
     (&["REINDEX"], EXACT),
     (&["ANALYZE"], EXACT),
-    (&["OPTIMIZE"], NOTHING_TO_DO),
-    (&["VACUUM"], NOTHING_TO_DO),
     (&["CHECK"], NOTHING_TO_DO),
     (&["KILL"], "cancel a statement with Ctrl-C"),
     (&["CREATE", "USER"], ONE_USER),
@@ -166,19 +168,14 @@ const UNBUILT: &[(&[&str], &str)] = &[
     (&["START", "TRANSACTION"], ONE_TRANSACTION),
     (&["COMMIT"], ONE_TRANSACTION),
     (&["ROLLBACK"], ONE_TRANSACTION),
-    (&["CREATE", "TAG"], NO_TIME),
-    (&["DROP", "TAG"], NO_TIME),
-    (&["RESTORE"], NO_TIME),
     (&["ATTACH"], "read a foreign dataset with CREATE EXTERNAL TABLE t STORED AS LANCE LOCATION '…'"),
     (&["DETACH"], "forget a foreign dataset with DROP TABLE"),
 ];
 
-const REPLACE_ROWS: &str = "add rows with INSERT, or write CREATE OR REPLACE TABLE t AS SELECT …";
 const EXACT: &str = "every search compares all candidates and is exact";
 const NOTHING_TO_DO: &str = "tables need no maintenance yet";
 const ONE_USER: &str = "there are no users: whoever can read the files can read the database";
 const ONE_TRANSACTION: &str = "each statement is its own transaction";
-const NO_TIME: &str = "every statement reads the newest version";
 
 fn refuse_unbuilt(solid: &[&Token]) -> Result<()> {
     let starts = |words: &[&str]| {
@@ -194,16 +191,6 @@ fn refuse_unbuilt(solid: &[&Token]) -> Result<()> {
 
 /// Words that other systems' grammars have in a FROM clause and that this parser would take for an alias.
 fn refuse_foreign_words(solid: &[&Token]) -> Result<()> {
-    for words in solid.windows(4) {
-        let is_tag =
-            tokens::is_word(words[0], "VERSION") && tokens::is_word(words[1], "AS") && tokens::is_word(words[2], "OF");
-        if is_tag && matches!(words[3], Token::SingleQuotedString(_)) {
-            return Err(DataFusionError::NotImplemented(format!(
-                "time travel (AS OF the tag {}) is not built yet; {NO_TIME}",
-                words[3]
-            )));
-        }
-    }
     for pair in solid.windows(2) {
         if tokens::is_word(pair[0], "KNN") && tokens::is_word(pair[1], "JOIN") {
             return Err(DataFusionError::NotImplemented(

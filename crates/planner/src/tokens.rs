@@ -107,7 +107,7 @@ pub fn is_blank(token: &Token) -> bool {
 /// Brings our spellings into forms that the parser knows. Spans stay those of the text, so that errors point there.
 ///
 /// `<+>` becomes one operator; `AS OF TIMESTAMP x`, `AS OF VERSION n`, `FOR VERSION|TIMESTAMP AS OF x` become the
-/// parser's `FOR SYSTEM_TIME AS OF`, `VERSION AS OF` and `TIMESTAMP AS OF`.
+/// parser's `TIMESTAMP AS OF` and `VERSION AS OF`, and `VERSION AS OF 'tag'` becomes `AT(TAG => 'tag')`.
 pub fn rewrite(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
     let mut out = Vec::with_capacity(tokens.len());
     let mut at = 0;
@@ -133,25 +133,68 @@ fn rewrite_one(tokens: &[TokenWithSpan], at: usize, out: &mut Vec<TokenWithSpan>
             && ahead.first() == Some(&at)
             && words.iter().zip(&ahead).all(|(word, index)| is_word(&tokens[*index].token, word))
     };
-    if says(&["FOR", "SYSTEM_TIME", "AS", "OF"]) || says(&["VERSION", "AS", "OF"]) || says(&["TIMESTAMP", "AS", "OF"]) {
+    if says(&["FOR", "SYSTEM_TIME", "AS", "OF"]) {
         // Already the parser's form: copied whole, so that its own AS OF is not taken for ours.
-        let of = ahead.iter().copied().find(|index| is_word(&tokens[*index].token, "OF")).unwrap_or(at);
-        out.extend_from_slice(&tokens[at..=of]);
-        return of + 1;
+        out.extend_from_slice(&tokens[at..=ahead[3]]);
+        return skip_timestamp(tokens, ahead[3] + 1, out);
+    }
+    if says(&["TIMESTAMP", "AS", "OF"]) {
+        out.extend_from_slice(&tokens[at..=ahead[2]]);
+        return skip_timestamp(tokens, ahead[2] + 1, out);
     }
     if says(&["AS", "OF", "TIMESTAMP"]) {
-        push_words(out, span, &["FOR", "SYSTEM_TIME", "AS", "OF"]);
-        return ahead[2];
+        push_words(out, span, &["TIMESTAMP", "AS", "OF"]);
+        return ahead[2] + 1;
+    }
+    if says(&["VERSION", "AS", "OF"]) {
+        return version_as_of(tokens, at, ahead[2] + 1, out);
     }
     if says(&["AS", "OF", "VERSION"]) {
-        push_words(out, span, &["VERSION", "AS", "OF"]);
-        return ahead[2] + 1;
+        return version_as_of(tokens, at, ahead[2] + 1, out);
     }
     if says(&["FOR", "VERSION", "AS", "OF"]) || says(&["FOR", "TIMESTAMP", "AS", "OF"]) {
         return ahead[1];
     }
+    if says(&["DO", "NOTHING"])
+        && let Some(clause) = crate::do_nothing::stand_in(out, span)
+    {
+        out.extend(clause);
+        return ahead[1] + 1;
+    }
     out.push(tokens[at].clone());
     at + 1
+}
+
+/// The clause whose words stand at `at` and whose value begins at `from`: the parser knows it with a number only.
+fn version_as_of(tokens: &[TokenWithSpan], at: usize, from: usize, out: &mut Vec<TokenWithSpan>) -> usize {
+    let span = tokens[at].span;
+    let value = solid_indexes(tokens, from).first().copied();
+    let Some(tag) = value.filter(|index| matches!(tokens[*index].token, Token::SingleQuotedString(_))) else {
+        push_words(out, span, &["VERSION", "AS", "OF"]);
+        return from;
+    };
+    let place = |token: Token| TokenWithSpan { token, span };
+    push_words(out, span, &["AT"]);
+    out.extend([place(Token::LParen), place(Token::make_word("TAG", None)), place(Token::RArrow)]);
+    out.extend([tokens[tag].clone(), place(Token::RParen)]);
+    tag + 1
+}
+
+/// Leaves the word TIMESTAMP out that stands before something else than a text: `AS OF TIMESTAMP $1`.
+fn skip_timestamp(tokens: &[TokenWithSpan], from: usize, out: &mut Vec<TokenWithSpan>) -> usize {
+    let ahead = solid_indexes(tokens, from);
+    let [first, second, ..] = ahead.as_slice() else { return from };
+    let is_type = match &tokens[*second].token {
+        Token::Placeholder(_) => false,
+        // TIMESTAMP WITH TIME ZONE '…', and TIMESTAMP AS OF of a next clause.
+        Token::Word(word) => ["WITH", "WITHOUT", "AS"].iter().any(|other| word.value.eq_ignore_ascii_case(other)),
+        _ => true,
+    };
+    if is_type || !is_word(&tokens[*first].token, "TIMESTAMP") {
+        return from;
+    }
+    out.extend_from_slice(&tokens[from..*first]);
+    *first + 1
 }
 
 fn solid_indexes(tokens: &[TokenWithSpan], from: usize) -> Vec<usize> {
@@ -224,12 +267,14 @@ fn class_of(token: &Token, before_parenthesis: bool) -> TokenClass {
 /// columns (`id`, `body`, `name`), which must not light up.
 pub const KEYWORDS: &[&str] = &[
     "ALL",
+    "ALTER",
     "ANALYZE",
     "AND",
     "ANY",
     "ARRAY",
     "AS",
     "ASC",
+    "ASOF",
     "AT",
     "BETWEEN",
     "BIGINT",
@@ -289,12 +334,15 @@ pub const KEYWORDS: &[&str] = &[
     "LIKE",
     "LIMIT",
     "LOCATION",
+    "MATCH_CONDITION",
+    "MERGE",
     "NATURAL",
     "NOT",
     "NULL",
     "NULLS",
     "OFFSET",
     "ON",
+    "OPTIMIZE",
     "OPTIONS",
     "OR",
     "ORDER",
@@ -303,10 +351,12 @@ pub const KEYWORDS: &[&str] = &[
     "PARTITION",
     "PRECISION",
     "PREPARE",
+    "PRIMARY",
     "QUALIFY",
     "REAL",
     "REPLACE",
     "RESET",
+    "RETURNING",
     "RIGHT",
     "ROWS",
     "SCHEMA",
@@ -315,16 +365,19 @@ pub const KEYWORDS: &[&str] = &[
     "SHOW",
     "SMALLINT",
     "STORED",
+    "SYSTEM_TIME",
     "TABLE",
     "TEXT",
     "THEN",
     "TIMESTAMP",
     "TO",
     "TRUE",
+    "TRUNCATE",
     "UNION",
     "UNNEST",
     "UPDATE",
     "USING",
+    "VACUUM",
     "VALUES",
     "VARCHAR",
     "VECTOR",
@@ -365,11 +418,23 @@ mod tests {
     fn our_spellings_become_the_parsers() {
         for (ours, theirs) in [
             ("a <+> b", "a <+> b"),
-            ("FROM t AS OF TIMESTAMP '2026-01-01'", "FROM t FOR SYSTEM_TIME AS OF TIMESTAMP '2026-01-01'"),
+            ("FROM t AS OF TIMESTAMP '2026-01-01'", "FROM t TIMESTAMP AS OF  '2026-01-01'"),
+            ("FROM t AS OF TIMESTAMP now() x", "FROM t TIMESTAMP AS OF  now() x"),
             ("FROM t AS OF VERSION 3 x", "FROM t VERSION AS OF  3 x"),
-            ("FROM t FOR VERSION AS OF 42", "FROM t VERSION AS OF 42"),
+            ("FROM t AS OF VERSION 'a' x", "FROM t AT (TAG=>'a') x"),
+            ("FROM t FOR VERSION AS OF 'a'", "FROM t AT (TAG=>'a')"),
+            ("FROM t VERSION AS OF 'a'", "FROM t AT (TAG=>'a')"),
+            ("FROM t FOR VERSION AS OF 42", "FROM t VERSION AS OF  42"),
+            ("FROM t FOR VERSION AS OF $1", "FROM t VERSION AS OF  $1"),
+            ("FROM t FOR TIMESTAMP AS OF '2026-01-01'", "FROM t TIMESTAMP AS OF '2026-01-01'"),
             ("FROM t FOR SYSTEM_TIME AS OF TIMESTAMP 'x'", "FROM t FOR SYSTEM_TIME AS OF TIMESTAMP 'x'"),
+            ("FROM t FOR SYSTEM_TIME AS OF TIMESTAMP $1", "FROM t FOR SYSTEM_TIME AS OF  $1"),
             ("SELECT a AS of FROM t", "SELECT a AS of FROM t"),
+            ("MERGE INTO t WHEN MATCHED THEN DO NOTHING", "MERGE INTO t WHEN MATCHED THEN UPDATESET\"do.nothing\"=0"),
+            (
+                "MERGE INTO t WHEN NOT MATCHED THEN DO NOTHING",
+                "MERGE INTO t WHEN NOT MATCHED THEN INSERT(\"do.nothing\")VALUES(0)",
+            ),
         ] {
             assert_eq!(rewritten(ours), theirs, "{ours}");
         }

@@ -152,6 +152,7 @@ impl UserDefinedLogicalNodeCore for VectorSearch {
 
 impl VectorSearch {
     /// What tells two searches apart; the snapshot is told by its name.
+    #[expect(clippy::type_complexity, reason = "a tuple is compared and hashed field by field")]
     fn identity(&self) -> (String, String, &Option<Arc<LogicalPlan>>, &str, &Expr, Metric, &[usize], String) {
         let reach = match self.reach {
             Reach::Nearest { k } => format!("nearest {k}"),

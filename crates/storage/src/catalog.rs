@@ -128,6 +128,8 @@ pub struct TableDefinition {
     pub schema: SchemaRef,
     /// SQL text of the DEFAULT of each column that has one.
     pub defaults: BTreeMap<String, String>,
+    /// The columns of the primary key in order; empty for a table without one. They become NOT NULL.
+    pub primary_key: Vec<String>,
     /// The time of the statement, microseconds since the epoch.
     pub now_us: i64,
 }
@@ -200,6 +202,27 @@ impl Catalog {
         let schema = next.schemas.entry(name.schema.clone()).or_default();
         let before = schema.relations.insert(name.table.clone(), relation);
         Ok(Some((next, before)))
+    }
+
+    /// This catalog with another DEFAULT of a column, or none. `None` if the table of this id is not under the name.
+    pub(crate) fn with_default(
+        &self,
+        name: &TableName,
+        id: &str,
+        column: &str,
+        default: Option<&str>,
+    ) -> Option<Catalog> {
+        let mut next = self.clone();
+        let relation = next.schemas.get_mut(&name.schema)?.relations.get_mut(&name.table)?;
+        let Relation::Table(entry) = relation else { return None };
+        if entry.id != id {
+            return None;
+        }
+        match default {
+            Some(sql) => entry.defaults.insert(column.to_owned(), sql.to_owned()),
+            None => entry.defaults.remove(column),
+        };
+        Some(next)
     }
 
     /// This catalog without `name`, and what was there. `None` if it was not there and `if_exists`.

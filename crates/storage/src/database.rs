@@ -10,6 +10,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::object_store::ObjectStoreRegistry;
 use datafusion::physical_plan::EmptyRecordBatchStream;
 use futures::StreamExt;
+use lance::Dataset;
 use lance_io::object_store::WrappingObjectStore;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::{Deserialize, Serialize};
@@ -19,14 +20,18 @@ use crate::catalog::log::{CatalogLog, Change, CommitError, FOLDER};
 use crate::catalog::{
     Catalog, CreateMode, DropSchema, ExternalTable, Relation, TableDefinition, TableEntry, TableName, ViewEntry,
 };
+use crate::commit::Committer;
 use crate::error::{Result, StorageError};
+use crate::keys::{KeyCache, with_primary_key};
 use crate::location::Location;
 use crate::registry::Registry;
 use crate::s3::S3Settings;
 use crate::snapshot::{Snapshot, shown};
 use crate::store::Root;
+use crate::time::Past;
+use crate::turn::Sequencers;
 use crate::vectors::{VectorCache, VectorCacheFigures};
-use crate::write::{Progress, Rows, create_dataset, storable_schema, write_files};
+use crate::write::{Progress, Rows, create_dataset, storable_schema};
 
 /// The file that makes a folder a database.
 const MARK: &str = "sagitta.json";
@@ -94,6 +99,11 @@ struct Inner {
     log: CatalogLog,
     cache: Arc<VectorCache>,
     registry: Arc<Registry>,
+    /// Names this handle among the writers of a table.
+    writer: String,
+    sequencers: Sequencers,
+    keys: KeyCache,
+    past: Past,
     /// The last snapshot of each table, by location.
     open_tables: Mutex<HashMap<String, Snapshot>>,
     /// Where foreign datasets were opened, by location and options. Not the datasets: somebody may delete one and make
@@ -157,6 +167,10 @@ impl Database {
             cache: Arc::new(VectorCache::new(options.vector_cache_bytes)),
             registry: Arc::new(Registry::new(s3.clone())),
             s3,
+            writer: Uuid::new_v4().to_string(),
+            sequencers: Sequencers::default(),
+            keys: KeyCache::default(),
+            past: Past::default(),
             open_tables: Mutex::new(HashMap::new()),
             foreign: Mutex::new(HashMap::new()),
         };
@@ -214,7 +228,8 @@ impl Database {
     /// # Errors
     /// As [`Database::create_table_from`].
     pub async fn create_table(&self, name: &TableName, definition: TableDefinition, mode: CreateMode) -> Result<bool> {
-        let schema = storable_schema(&definition.schema)?;
+        let schema = with_primary_key(storable_schema(&definition.schema)?.as_ref(), &definition.primary_key)?;
+        let schema = Arc::new(schema);
         let rows: SendableRecordBatchStream = Box::pin(EmptyRecordBatchStream::new(schema));
         let written = self.create_table_from(name, definition, mode, rows, None).await?;
         Ok(written.is_some())
@@ -236,8 +251,8 @@ impl Database {
         progress: Option<Progress>,
     ) -> Result<Option<u64>> {
         check_name("table", &name.table)?;
-        let schema = storable_schema(&definition.schema)?;
-        let rows = Rows::new(rows, schema)?;
+        let schema = with_primary_key(storable_schema(&definition.schema)?.as_ref(), &definition.primary_key)?;
+        let rows = Rows::new(rows, Arc::new(schema))?;
         if !self.catalog().await?.may_create(name, "table", mode)? {
             return Ok(None);
         }
@@ -250,7 +265,8 @@ impl Database {
             defaults: definition.defaults,
         };
         let leftovers = Leftovers::new(self.inner.root.clone(), location.clone());
-        let (dataset, count) = match create_dataset(&self.inner.root, &location, rows, progress).await {
+        let committer = Arc::new(Committer::first(&self.inner.writer, "CREATE TABLE"));
+        let (dataset, count) = match create_dataset(&self.inner.root, &location, rows, committer, progress).await {
             Ok(written) => written,
             Err(error) => {
                 leftovers.remove().await;
@@ -355,50 +371,6 @@ impl Database {
         })?
     }
 
-    /// Adds rows to a table as one version: all of them or none. Returns their number; no rows, no version.
-    ///
-    /// # Errors
-    /// [`StorageError::Conflict`] if the table was dropped meanwhile, [`StorageError::Invalid`] for rows that do not
-    /// fit, [`StorageError::Full`], [`StorageError::Input`] if `rows` fails.
-    pub async fn append(
-        &self,
-        name: &TableName,
-        entry: &TableEntry,
-        rows: SendableRecordBatchStream,
-        progress: Option<Progress>,
-    ) -> Result<u64> {
-        let gone = || {
-            StorageError::conflict(format!(
-                "table {name} was dropped or replaced while rows were added; run the statement again"
-            ))
-        };
-        if !self.catalog().await?.holds(name, &entry.id) {
-            return Err(gone());
-        }
-        let snapshot = self.snapshot(entry).await?;
-        let rows = Rows::new(rows, snapshot.schema())?;
-        let pending =
-            write_files(&self.inner.root, &entry.location, snapshot.dataset().clone(), rows, progress).await?;
-        let count = pending.rows;
-        if count == 0 {
-            return Ok(0);
-        }
-        if !self.catalog().await?.holds(name, &entry.id) {
-            self.remove_files(&entry.location).await;
-            return Err(gone());
-        }
-        let dataset = pending.commit().await?;
-        // A drop between the check and the commit has removed the folder, and our commit made it anew.
-        if !self.catalog().await?.holds(name, &entry.id) {
-            self.remove_files(&entry.location).await;
-            return Err(gone());
-        }
-        let opened = Snapshot::of(Arc::new(dataset), self.shown(&entry.location), self.inner.cache.clone()).await?;
-        tracing::info!(table = %name, rows = count, version = opened.version(), "rows added");
-        self.remember(&entry.location, opened);
-        Ok(count)
-    }
-
     /// The stores for DataFusion's readers and writers, reached with the same credentials.
     pub fn object_store_registry(&self) -> Arc<dyn ObjectStoreRegistry> {
         self.inner.registry.clone()
@@ -463,18 +435,46 @@ impl Database {
         }
     }
 
-    async fn remove_files(&self, location: &str) {
+    pub(crate) async fn remove_files(&self, location: &str) {
         self.open_tables().remove(location);
         self.inner.cache.forget(&self.shown(location));
         remove_quietly(&self.inner.root, location).await;
     }
 
-    fn remember(&self, location: &str, snapshot: Snapshot) {
+    pub(crate) fn remember(&self, location: &str, snapshot: Snapshot) {
         let mut open = self.open_tables();
         if open.len() >= OPEN_TABLES_MAX {
             open.clear();
         }
         open.insert(location.to_owned(), snapshot);
+    }
+
+    pub(crate) async fn wrap(&self, dataset: Dataset, location: &str) -> Result<Snapshot> {
+        Snapshot::of(Arc::new(dataset), self.shown(location), self.inner.cache.clone()).await
+    }
+
+    pub(crate) fn catalog_log(&self) -> &CatalogLog {
+        &self.inner.log
+    }
+
+    pub(crate) fn past(&self) -> &Past {
+        &self.inner.past
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.inner.root
+    }
+
+    pub(crate) fn writer(&self) -> &str {
+        &self.inner.writer
+    }
+
+    pub(crate) fn sequencers(&self) -> &Sequencers {
+        &self.inner.sequencers
+    }
+
+    pub(crate) fn key_cache(&self) -> &KeyCache {
+        &self.inner.keys
     }
 
     fn shown(&self, location: &str) -> String {

@@ -31,6 +31,10 @@ pub enum StorageError {
     AlreadyExists(Failure),
     /// Somebody else changed the same thing first; the statement may be run again.
     Conflict(Failure),
+    /// A change was planned on a version that is no longer the newest: plan the statement again and commit that.
+    Stale(Failure),
+    /// A primary key would be there twice. Nothing was changed.
+    Duplicate(Failure),
     /// The location holds something that is not a Sagitta database.
     NotADatabase(Failure),
     /// The store does not answer, or refuses: network, bucket, credentials, permissions.
@@ -77,6 +81,8 @@ constructors! {
     not_found => NotFound,
     already_exists => AlreadyExists,
     conflict => Conflict,
+    stale => Stale,
+    duplicate => Duplicate,
     not_a_database => NotADatabase,
     unavailable => Unavailable,
     corrupt => Corrupt,
@@ -136,6 +142,36 @@ impl StorageError {
         ))
     }
 
+    /// An error of one of our own scans on its way back.
+    pub(crate) fn from_scan(error: DataFusionError) -> Self {
+        match error {
+            DataFusionError::External(inner) => match inner.downcast::<StorageError>() {
+                Ok(ours) => *ours,
+                Err(other) => Self::internal("a scan failed").with_source(other),
+            },
+            other => Self::internal("a scan failed").with_source(other),
+        }
+    }
+
+    /// The same error without its source, for a further caller whom it meets too.
+    pub(crate) fn again(&self) -> Self {
+        let failure = Failure { message: self.message(), source: None };
+        match self {
+            Self::NotFound(_) => Self::NotFound(failure),
+            Self::AlreadyExists(_) => Self::AlreadyExists(failure),
+            Self::Conflict(_) => Self::Conflict(failure),
+            Self::Stale(_) => Self::Stale(failure),
+            Self::Duplicate(_) => Self::Duplicate(failure),
+            Self::NotADatabase(_) => Self::NotADatabase(failure),
+            Self::Unavailable(_) => Self::Unavailable(failure),
+            Self::Corrupt(_) => Self::Corrupt(failure),
+            Self::Full(_) => Self::Full(failure),
+            Self::Unsupported(_) => Self::Unsupported(failure),
+            Self::Invalid(_) => Self::Invalid(failure),
+            Self::Internal(_) | Self::Input(_) => Self::Internal(failure),
+        }
+    }
+
     /// True if the store said that the object is not there.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound(_))
@@ -161,6 +197,8 @@ impl StorageError {
             Self::NotFound(failure)
             | Self::AlreadyExists(failure)
             | Self::Conflict(failure)
+            | Self::Stale(failure)
+            | Self::Duplicate(failure)
             | Self::NotADatabase(failure)
             | Self::Unavailable(failure)
             | Self::Corrupt(failure)
@@ -177,6 +215,8 @@ impl StorageError {
             Self::NotFound(failure)
             | Self::AlreadyExists(failure)
             | Self::Conflict(failure)
+            | Self::Stale(failure)
+            | Self::Duplicate(failure)
             | Self::NotADatabase(failure)
             | Self::Unavailable(failure)
             | Self::Corrupt(failure)

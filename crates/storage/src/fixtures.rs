@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use arrow::array::{
-    ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    ArrayRef, AsArray, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
 };
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -82,7 +82,37 @@ pub(crate) fn stream(batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
 }
 
 pub(crate) fn definition(schema: SchemaRef) -> TableDefinition {
-    TableDefinition { schema, defaults: BTreeMap::new(), now_us: 1 }
+    TableDefinition { schema, defaults: BTreeMap::new(), primary_key: vec![], now_us: 1 }
+}
+
+/// A table `t` with the primary key `id` and one row per id.
+pub(crate) async fn keyed(database: &Database, ids: std::ops::Range<i32>) -> Snapshot {
+    let table = name("t");
+    let definition = TableDefinition { primary_key: vec!["id".to_owned()], ..definition(schema()) };
+    database.create_table(&table, definition, CreateMode::ErrorIfExists).await.unwrap();
+    if !ids.is_empty() {
+        database.append(&table, &entry(database, &table).await, stream(vec![rows(ids)]), None).await.unwrap();
+    }
+    newest(database, &table).await
+}
+
+/// The table `t` as a foreign writer opens it, with Lance alone.
+pub(crate) async fn foreign(database: &Database) -> lance::Dataset {
+    let entry = entry(database, &name("t")).await;
+    let root = database.root();
+    lance::dataset::builder::DatasetBuilder::from_uri(root.lance_uri(&entry.location).unwrap())
+        .with_session(root.session())
+        .with_store_params(root.params())
+        .load()
+        .await
+        .unwrap()
+}
+
+/// The ids of a snapshot in row order, with their addresses.
+pub(crate) async fn ids(snapshot: &Snapshot) -> Vec<(i32, u64)> {
+    let batch = collect(snapshot, request(&["id", crate::ROW_ADDRESS])).await;
+    let ids = batch.column(0).as_primitive::<Int32Type>().values().to_vec();
+    ids.into_iter().zip(batch.column(1).as_primitive::<UInt64Type>().values().to_vec()).collect()
 }
 
 pub(crate) async fn entry(database: &Database, table: &TableName) -> TableEntry {

@@ -8,18 +8,27 @@
     allow(clippy::single_range_in_vec_init, reason = "a table of one fragment is made from one range of ids")
 )]
 
+mod append;
 mod catalog;
+mod change;
+mod commit;
 mod database;
 mod error;
 mod filter;
 #[cfg(test)]
 mod fixtures;
+mod idempotency;
+mod keys;
 mod location;
+mod maintain;
 mod registry;
 mod s3;
 mod scan;
+mod schema_change;
 mod snapshot;
 mod store;
+mod time;
+mod turn;
 mod vectors;
 mod write;
 
@@ -27,9 +36,15 @@ pub use catalog::{
     Catalog, CreateMode, DEFAULT_SCHEMA, DropSchema, ExternalTable, Relation, SchemaEntry, TableDefinition, TableEntry,
     TableName, ViewEntry,
 };
+pub use change::{Change, Committed};
 pub use database::{Database, OpenOptions};
 pub use error::{Failure, Result, Source, StorageError};
+pub use idempotency::{IdempotencyKey, Once};
+pub use maintain::{OptimizeReport, VacuumReport};
 pub use scan::{ROW_ADDRESS, ScanPartition, ScanRequest};
+pub use schema_change::NewDefault;
 pub use snapshot::Snapshot;
+pub use time::{AsOf, TableChanges, VersionInfo};
+pub use turn::Turn;
 pub use vectors::{VectorCacheFigures, VectorChunk, VectorChunkRef};
 pub use write::{Progress, WriteProgress, storable_schema};

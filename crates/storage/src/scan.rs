@@ -19,7 +19,7 @@ use lance::dataset::scanner::{FragmentSlice, Scanner};
 use lance::dataset::{ProjectionRequest, TakeBuilder};
 
 use crate::error::{Result, StorageError};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{FragmentShape, Snapshot};
 
 /// The column that holds the address of a row: fragment number in the upper, offset in the lower 32 bits.
 pub const ROW_ADDRESS: &str = "_rowaddr";
@@ -68,6 +68,11 @@ struct Slice {
 }
 
 impl ScanPartition {
+    /// All rows of one fragment.
+    pub(crate) fn of_fragment(fragment: &FragmentShape) -> Self {
+        Self { slices: vec![Slice { fragment: fragment.id, rows: 0..fragment.rows, whole: true }] }
+    }
+
     /// Physical rows: the deleted ones count.
     pub fn rows(&self) -> u64 {
         self.slices.iter().map(|slice| slice.rows.end - slice.rows.start).sum()

@@ -12,8 +12,11 @@ use lance::dataset::builder::DatasetBuilder;
 use lance_core::datatypes::Schema as LanceSchema;
 use lance_file::version::ConcreteFileVersion;
 use lance_table::format::Fragment;
+use roaring::RoaringBitmap;
 
+use crate::commit::{check_format, committed_at_us};
 use crate::error::{Result, StorageError};
+use crate::keys::without_key_mark;
 use crate::store::Root;
 use crate::vectors::VectorCache;
 
@@ -69,6 +72,7 @@ impl Snapshot {
     /// Wraps an open dataset. Cost: no I/O, except for datasets of very old writers.
     pub(crate) async fn of(dataset: Arc<Dataset>, location: String, cache: Arc<VectorCache>) -> Result<Self> {
         let what = format!("cannot open table files {location}");
+        check_format(&dataset.manifest().config, &location)?;
         let mut fragments = Vec::with_capacity(dataset.count_fragments());
         let mut rows = 0_u64;
         let mut known = true;
@@ -93,7 +97,8 @@ impl Snapshot {
         let files = fragments.iter().flat_map(|fragment| &fragment.metadata.files);
         let bytes = files.map(|file| file.file_size_bytes.get().map(std::num::NonZero::get)).sum::<Option<u64>>();
         let schema = Schema::from(dataset.schema());
-        let schema = Arc::new(Schema::new(schema.fields().clone()));
+        let fields: Vec<Field> = schema.fields().iter().map(|field| without_key_mark(field)).collect();
+        let schema = Arc::new(Schema::new(fields));
         let format = dataset.manifest().data_storage_format.lance_file_format();
         let can_cut = known && format != ConcreteFileVersion::V1;
         let inner = Inner { dataset, schema, location, rows, bytes, fragments, can_cut, cache };
@@ -114,6 +119,11 @@ impl Snapshot {
         Self::of(Arc::new(dataset), self.inner.location.clone(), self.inner.cache.clone()).await
     }
 
+    /// Another version of the same dataset.
+    pub(crate) async fn sibling(&self, dataset: Dataset) -> Result<Self> {
+        Self::of(Arc::new(dataset), self.inner.location.clone(), self.inner.cache.clone()).await
+    }
+
     /// The columns. Metadata of fields is kept, that of the schema is not.
     pub fn schema(&self) -> SchemaRef {
         self.inner.schema.clone()
@@ -122,6 +132,28 @@ impl Snapshot {
     /// The version of the Lance dataset.
     pub fn version(&self) -> u64 {
         self.inner.dataset.version_id()
+    }
+
+    /// When this version was committed, in microseconds since the epoch. Grows with each version.
+    pub fn committed_at_us(&self) -> i64 {
+        committed_at_us(self.inner.dataset.manifest())
+    }
+
+    /// The columns of the primary key in order; empty if there is none.
+    pub fn primary_key(&self) -> Vec<String> {
+        let key = self.inner.dataset.schema().unenforced_primary_key();
+        key.into_iter().map(|field| field.name.clone()).collect()
+    }
+
+    /// Offsets of the rows of a fragment that are deleted in this version. Cost: a small read that Lance caches.
+    pub(crate) async fn deleted_rows(&self, fragment: u32) -> Result<RoaringBitmap> {
+        let what = format!("cannot read which rows of {} are deleted", self.location());
+        let found = usize::try_from(fragment).ok().and_then(|number| self.inner.dataset.get_fragment(number));
+        let Some(fragment) = found else {
+            return Err(StorageError::internal(format!("{what}: version {} lacks a fragment", self.version())));
+        };
+        let deleted = guard(&what, fragment.get_deletion_vector()).await?;
+        Ok(deleted.map(|rows| rows.iter().collect()).unwrap_or_default())
     }
 
     /// Live rows.

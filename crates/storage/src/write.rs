@@ -15,14 +15,16 @@ use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
 use futures::Stream;
 use lance::Dataset;
 use lance::dataset::progress::WriteFragmentProgress;
-use lance::dataset::transaction::{Operation, Transaction};
-use lance::dataset::{CommitBuilder, InsertBuilder, WriteMode, WriteParams};
+use lance::dataset::transaction::Operation;
+use lance::dataset::{InsertBuilder, WriteMode, WriteParams};
 use lance_core::datatypes::Schema as LanceSchema;
 use lance_table::format::Fragment;
 use object_store::ObjectStoreExt;
 
+use crate::commit::Committer;
 use crate::error::{Result, StorageError};
-use crate::snapshot::guard;
+use crate::keys::{NewKeys, without_key_mark};
+use crate::snapshot::{Snapshot, guard};
 use crate::store::Root;
 
 /// Rows in one data file, at most.
@@ -92,7 +94,7 @@ fn storable_field(field: &Field) -> Field {
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(nested).collect()),
         other => other.clone(),
     };
-    field.clone().with_data_type(data_type)
+    without_key_mark(&field.clone().with_data_type(data_type))
 }
 
 /// Writes all rows into a dataset that does not exist yet. Returns the dataset and the number of rows.
@@ -100,6 +102,7 @@ pub(crate) async fn create_dataset(
     root: &Root,
     relative: &str,
     rows: Rows,
+    committer: Arc<Committer>,
     progress: Option<Progress>,
 ) -> Result<(Dataset, u64)> {
     let what = format!("cannot write table files {}", crate::snapshot::shown(root, relative));
@@ -108,6 +111,7 @@ pub(crate) async fn create_dataset(
         mode: WriteMode::Create,
         store_params: Some(root.params()),
         session: Some(root.session()),
+        commit_handler: Some(committer),
         ..write_params()
     };
     let (stream, witness) = rows.watched();
@@ -118,24 +122,26 @@ pub(crate) async fn create_dataset(
         });
     }
     let written = guard(&what, builder.execute_stream(stream)).await;
-    let mut dataset = witness.explain(written)?;
-    // A field number that was used once must never mean another column: files outlive the columns in them.
-    guard(&what, dataset.migrate_to_non_reusable_field_ids()).await?;
-    Ok((dataset, witness.rows()))
+    Ok((witness.explain(written)?, witness.rows()))
 }
 
-/// Rows written beside a dataset, not yet part of it.
+/// Rows written beside a dataset, not yet part of it. When it is dropped before [`Pending::keep`], the files are removed.
 pub(crate) struct Pending {
-    dataset: Arc<Dataset>,
-    transaction: Transaction,
-    files: Uncommitted,
-    what: String,
+    pub(crate) fragments: Vec<Fragment>,
+    /// The keys of the rows, checked against each other; `None` for a table without a primary key.
+    pub(crate) keys: Option<NewKeys>,
     /// Rows written.
     pub(crate) rows: u64,
+    files: Uncommitted,
+    schema: LanceSchema,
+    what: String,
 }
 
 /// Writes rows as new data files of `dataset`, which is in `relative` below `root`, without committing them. When the
 /// future or its result is dropped, the files are removed.
+///
+/// # Errors
+/// [`StorageError::Duplicate`] if two rows have the same key.
 pub(crate) async fn write_files(
     root: &Root,
     relative: &str,
@@ -143,12 +149,14 @@ pub(crate) async fn write_files(
     rows: Rows,
     progress: Option<Progress>,
 ) -> Result<Pending> {
-    let what = format!("cannot append to {}", crate::snapshot::shown(root, relative));
+    let what = format!("cannot write to {}", crate::snapshot::shown(root, relative));
     let files = Uncommitted { root: root.clone(), folder: format!("{relative}/data"), written: Arc::default() };
     let written = Arc::new(Written { files: files.written.clone() });
     let params = WriteParams { mode: WriteMode::Append, progress: written, ..write_params() };
+    let schema = dataset.schema().clone();
+    let keys = rows.keys.clone();
     let (stream, witness) = rows.watched();
-    let mut builder = InsertBuilder::new(dataset.clone()).with_params(&params);
+    let mut builder = InsertBuilder::new(dataset).with_params(&params);
     if let Some(progress) = progress {
         builder = builder.progress(move |stats| {
             progress(WriteProgress { rows: stats.rows_written, bytes: stats.bytes_written });
@@ -156,18 +164,33 @@ pub(crate) async fn write_files(
     }
     let written = guard(&what, builder.execute_uncommitted_stream(stream)).await;
     let transaction = witness.explain(written)?;
-    if let Operation::Append { fragments } = &transaction.operation {
-        files.add(fragments);
+    let Operation::Append { fragments } = transaction.operation else {
+        return Err(StorageError::internal(format!("{what}: writing rows was not an append")));
+    };
+    files.add(&fragments);
+    let mut keys = keys.and_then(|keys| keys.lock().unwrap_or_else(PoisonError::into_inner).take());
+    if let Some(keys) = &mut keys {
+        keys.sort()?;
     }
-    Ok(Pending { dataset, transaction, files, what, rows: witness.rows() })
+    Ok(Pending { fragments, keys, rows: witness.rows(), files, schema, what })
 }
 
 impl Pending {
-    /// Makes the rows part of the table, as one version.
-    pub(crate) async fn commit(self) -> Result<Dataset> {
-        // From here on a version may name the files, whatever becomes of us.
+    /// Leaves the files where they are, come what may: a version may name them.
+    pub(crate) fn keep(&self) {
         self.files.keep();
-        guard(&self.what, CommitBuilder::new(self.dataset).execute(self.transaction)).await
+    }
+
+    /// # Errors
+    /// [`StorageError::Conflict`] if the columns are no longer those that the rows were written for.
+    pub(crate) fn check_fits(&self, snapshot: &Snapshot) -> Result<()> {
+        if self.schema == *snapshot.dataset().schema() {
+            return Ok(());
+        }
+        Err(StorageError::conflict(format!(
+            "{}: its columns were altered while rows were written; run the statement again",
+            self.what
+        )))
     }
 }
 
@@ -248,6 +271,7 @@ pub(crate) struct Rows {
     schema: SchemaRef,
     count: Arc<AtomicU64>,
     failure: Arc<Mutex<Option<StorageError>>>,
+    keys: Option<Arc<Mutex<Option<NewKeys>>>>,
 }
 
 impl Rows {
@@ -273,7 +297,13 @@ impl Rows {
                 names(&schema)
             )));
         }
-        Ok(Self { input, schema, count: Arc::default(), failure: Arc::default() })
+        Ok(Self { input, schema, count: Arc::default(), failure: Arc::default(), keys: None })
+    }
+
+    /// The same rows; their keys are kept on the way if the table has a primary key.
+    pub(crate) fn with_keys(mut self, snapshot: &Snapshot) -> Result<Self> {
+        self.keys = NewKeys::of(snapshot)?.map(|keys| Arc::new(Mutex::new(Some(keys))));
+        Ok(self)
     }
 
     /// The stream for Lance, and what keeps an eye on it.
@@ -304,6 +334,14 @@ impl Rows {
             .map_err(|error| StorageError::invalid(format!("the rows do not fit the columns of the table: {error}")))
     }
 
+    fn note_keys(&self, batch: &RecordBatch) -> Result<()> {
+        let Some(keys) = &self.keys else { return Ok(()) };
+        match keys.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(keys) => keys.push(batch),
+            None => Ok(()),
+        }
+    }
+
     fn fail(&self, error: StorageError) -> DataFusionError {
         let text = error.to_string();
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -317,7 +355,7 @@ impl Stream for Rows {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(next) = ready!(self.input.as_mut().poll_next(context)) else { return Poll::Ready(None) };
         let item = match next {
-            Ok(batch) => match self.convert(&batch) {
+            Ok(batch) => match self.convert(&batch).and_then(|batch| self.note_keys(&batch).map(|()| batch)) {
                 Ok(batch) => {
                     self.count.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
                     Ok(batch)

@@ -14,14 +14,16 @@ use lance_index::IndexType;
 use lance_index::scalar::ScalarIndexParams;
 
 use super::*;
-use crate::fixtures::{collect, definition, entry, memory, name, newest, request, rows, schema, stream, table};
+use crate::fixtures::{
+    collect, definition, entry, foreign, memory, name, newest, request, rows, schema, stream, table,
+};
 use crate::{CreateMode, Database};
 
 const ALL: [&str; 5] = ["id", "name", "price", "Big", "emb"];
 
 /// Deletes rows as a foreign writer would, with Lance alone.
 async fn delete(database: &Database, predicate: &str) -> Snapshot {
-    let mut dataset = newest(database, &name("t")).await.dataset().as_ref().clone();
+    let mut dataset = foreign(database).await;
     dataset.delete(predicate).await.unwrap();
     newest(database, &name("t")).await
 }
@@ -199,7 +201,8 @@ async fn every_filter_that_is_taken_over_keeps_the_rows_that_datafusion_keeps() 
 #[tokio::test]
 async fn scalar_indexes_are_used_and_change_no_answer() {
     let database = memory().await;
-    let mut dataset = table(&database, &[0..120, 120..160]).await.dataset().as_ref().clone();
+    table(&database, &[0..120, 120..160]).await;
+    let mut dataset = foreign(&database).await;
     for column in ["id", "name", "price", "Big"] {
         let parameters = ScalarIndexParams::default();
         dataset.create_index(&[column], IndexType::BTree, None, &parameters, false).await.unwrap();

@@ -5,7 +5,7 @@ use arrow::array::{AsArray, Float16Array, Float32Array, Float64Array, Int8Array,
 use arrow::datatypes::{Field, Float32Type, Int32Type, Schema, UInt64Type};
 
 use super::*;
-use crate::fixtures::{DIMENSIONS, collect, definition, memory, name, newest, request, stream, table, vector};
+use crate::fixtures::{DIMENSIONS, collect, definition, foreign, memory, name, newest, request, stream, table, vector};
 use crate::{CreateMode, Database};
 
 async fn load(snapshot: &Snapshot) -> Vec<Arc<VectorChunk>> {
@@ -44,7 +44,7 @@ async fn check(snapshot: &Snapshot) -> Vec<Arc<VectorChunk>> {
 }
 
 async fn delete(database: &Database, predicate: &str) -> Snapshot {
-    let mut dataset = newest(database, &name("t")).await.dataset().as_ref().clone();
+    let mut dataset = foreign(database).await;
     dataset.delete(predicate).await.unwrap();
     newest(database, &name("t")).await
 }
