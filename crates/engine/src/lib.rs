@@ -16,6 +16,7 @@ mod alter;
 mod answer;
 mod catalog_tables;
 mod change;
+mod check;
 mod copy;
 mod definition;
 mod engine;

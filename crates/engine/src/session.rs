@@ -233,6 +233,7 @@ impl Session {
             StatementKind::Explain(explain) => self.explain(explain, statement, parameters, deadline).boxed().await,
             StatementKind::Reset(name) => self.reset(name),
             StatementKind::Time(time) => self.time(time, parameters).boxed().await,
+            StatementKind::Check(table) => self.check(table).boxed().await,
         }
     }
 

@@ -145,7 +145,7 @@ pub(crate) fn is_reading(kind: &StatementKind) -> bool {
             _ => false,
         },
         StatementKind::Explain(explain) => is_reading(&explain.statement),
-        StatementKind::CopyTo(_) | StatementKind::Reset(_) => true,
+        StatementKind::CopyTo(_) | StatementKind::Reset(_) | StatementKind::Check(_) => true,
         StatementKind::Time(time) => match time.as_ref() {
             TimeStatement::Optimize(upkeep) | TimeStatement::Vacuum(upkeep) => upkeep.is_dry_run,
             _ => false,

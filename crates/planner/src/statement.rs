@@ -46,6 +46,8 @@ pub enum StatementKind {
     Reset(String),
     /// Tags, RESTORE, OPTIMIZE, VACUUM.
     Time(Box<TimeStatement>),
+    /// `CHECK TABLE table`.
+    Check(ast::ObjectName),
 }
 
 /// `COPY table [(columns)] FROM 'file' [STORED AS format] [OPTIONS (key value, …)]`.
@@ -116,6 +118,9 @@ fn parse_kind(part: &[TokenWithSpan]) -> Result<StatementKind> {
         let time = time_statement::parse(&mut parser).map_err(DataFusionError::from)?;
         return Ok(StatementKind::Time(Box::new(time)));
     }
+    if starts(&["CHECK", "TABLE"]) {
+        return parse_check(part);
+    }
     refuse_unbuilt(&solid)?;
     refuse_foreign_words(&solid)?;
     let mut parser =
@@ -158,7 +163,7 @@ const UNBUILT: &[(&[&str], &str)] = &[
     (&["DROP", "INDEX"], EXACT),
     (&["REINDEX"], EXACT),
     (&["ANALYZE"], EXACT),
-    (&["CHECK"], NOTHING_TO_DO),
+    (&["CHECK"], "write CHECK TABLE t"),
     (&["KILL"], "cancel a statement with Ctrl-C"),
     (&["CREATE", "USER"], ONE_USER),
     (&["CREATE", "ROLE"], ONE_USER),
@@ -173,7 +178,6 @@ const UNBUILT: &[(&[&str], &str)] = &[
 ];
 
 const EXACT: &str = "every search compares all candidates and is exact";
-const NOTHING_TO_DO: &str = "tables need no maintenance yet";
 const ONE_USER: &str = "there are no users: whoever can read the files can read the database";
 const ONE_TRANSACTION: &str = "each statement is its own transaction";
 
@@ -266,6 +270,16 @@ fn parse_explain_options(word: &dyn Fn(usize) -> Option<Token>, mut at: usize, e
             }
         }
     }
+}
+
+fn parse_check(part: &[TokenWithSpan]) -> Result<StatementKind> {
+    let mut parser =
+        Parser::new(&SagittaDialect).with_tokens_with_locations(with_end(part)).with_recursion_limit(NESTING_MAX);
+    parser.expect_keyword(Keyword::CHECK)?;
+    parser.expect_keyword(Keyword::TABLE)?;
+    let table = parser.parse_object_name(false)?;
+    parser.expect_token(&Token::EOF)?;
+    Ok(StatementKind::Check(table))
 }
 
 /// `COPY` that has FROM before TO at the outer level.

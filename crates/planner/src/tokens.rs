@@ -283,6 +283,7 @@ pub const KEYWORDS: &[&str] = &[
     "BY",
     "CASE",
     "CAST",
+    "CHECK",
     "COPY",
     "CREATE",
     "CROSS",

@@ -20,6 +20,7 @@ use crate::catalog::log::{CatalogLog, Change, CommitError, FOLDER};
 use crate::catalog::{
     Catalog, CreateMode, DropSchema, ExternalTable, Relation, TableDefinition, TableEntry, TableName, ViewEntry,
 };
+use crate::checksums::ChecksumFigures;
 use crate::commit::Committer;
 use crate::error::{Result, StorageError};
 use crate::keys::{KeyCache, with_primary_key};
@@ -151,7 +152,8 @@ impl Database {
             };
             check_or_initialise(&root, options.create).await?;
             let log = CatalogLog::new(root.clone());
-            log.newest().await?;
+            let endpoint = s3.endpoint().map(String::as_str).unwrap_or_default();
+            futures::try_join!(log.newest(), crate::probe::once(&root, endpoint))?;
             Ok::<_, StorageError>((root, log))
         };
         let (root, log) = tokio::time::timeout(OPEN_TIMEOUT, opened).await.map_err(|_| {
@@ -371,6 +373,11 @@ impl Database {
         })?
     }
 
+    /// What was verified of the bytes that were read.
+    pub fn checksums(&self) -> ChecksumFigures {
+        self.inner.root.checksum_figures()
+    }
+
     /// The stores for DataFusion's readers and writers, reached with the same credentials.
     pub fn object_store_registry(&self) -> Arc<dyn ObjectStoreRegistry> {
         self.inner.registry.clone()
@@ -392,7 +399,7 @@ impl Database {
         if let Some(root) = lock().get(&key) {
             return Ok(root.clone());
         }
-        let root = Root::new(location, &self.inner.s3.clone().with(options)?).await?;
+        let root = Root::foreign(location, &self.inner.s3.clone().with(options)?).await?;
         let mut known = lock();
         if known.len() >= FOREIGN_ROOTS_MAX {
             known.clear();

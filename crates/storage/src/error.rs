@@ -7,6 +7,8 @@ use std::fmt;
 
 use datafusion::error::DataFusionError;
 
+use crate::checksums::DAMAGE;
+
 /// The result of every fallible call of this crate.
 pub type Result<T, E = StorageError> = std::result::Result<T, E>;
 
@@ -318,10 +320,11 @@ fn chain_kind(error: &(dyn StdError + 'static)) -> Option<Kind> {
         }
         next = current.source();
     }
-    if is_full(&error.to_string()) {
-        return Some(Kind::Full);
+    let text = error.to_string();
+    if text.contains(DAMAGE) {
+        return Some(Kind::Corrupt);
     }
-    None
+    is_full(&text).then_some(Kind::Full)
 }
 
 /// As [`chain_kind`], for an error of the object store itself.
@@ -393,6 +396,9 @@ fn short_reason(error: &dyn StdError) -> String {
     }
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| text.strip_prefix(wrapper)) {
         text = rest.to_owned();
+    }
+    if let Some(at) = text.find(DAMAGE) {
+        text = text.split_off(at);
     }
     // Lance ends its messages with ", <path of a source file>:line:column".
     if let Some(at) = text.rfind(", ")

@@ -23,6 +23,8 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
+pub(crate) mod faulty;
+
 use crate::{
     CreateMode, Database, OpenOptions, Relation, ScanRequest, Snapshot, TableDefinition, TableEntry, TableName,
 };

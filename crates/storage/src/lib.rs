@@ -11,6 +11,8 @@
 mod append;
 mod catalog;
 mod change;
+mod check;
+mod checksums;
 mod commit;
 mod database;
 mod error;
@@ -21,6 +23,7 @@ mod idempotency;
 mod keys;
 mod location;
 mod maintain;
+mod probe;
 mod registry;
 mod s3;
 mod scan;
@@ -37,6 +40,8 @@ pub use catalog::{
     TableName, ViewEntry,
 };
 pub use change::{Change, Committed};
+pub use check::{CheckReport, Finding, FindingStatus};
+pub use checksums::ChecksumFigures;
 pub use database::{Database, OpenOptions};
 pub use error::{Failure, Result, Source, StorageError};
 pub use idempotency::{IdempotencyKey, Once};

@@ -115,7 +115,7 @@ impl S3Settings {
     }
 
     /// The server to ask, where it is not AWS.
-    fn endpoint(&self) -> Option<&String> {
+    pub(crate) fn endpoint(&self) -> Option<&String> {
         self.values
             .get(AmazonS3ConfigKey::S3Endpoint.as_ref())
             .or_else(|| self.values.get(AmazonS3ConfigKey::Endpoint.as_ref()))

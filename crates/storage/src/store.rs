@@ -1,6 +1,6 @@
 //! The object stores under a database: one of the version Lance uses, shared by Lance and the catalog. On local disk
-//! every write and every deletion is synced before it is acknowledged. The stores of DataFusion's own readers are in
-//! `registry.rs`.
+//! every write and every deletion is synced before it is acknowledged. Checksums are put around all of them, in
+//! `checksums.rs`. The stores of DataFusion's own readers are in `registry.rs`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,6 +25,8 @@ use object_store::{
     PutOptions, PutPayload, PutResult, RenameOptions,
 };
 
+use crate::checksums::layout::FOLDER as CHECKSUMS_FOLDER;
+use crate::checksums::{ChecksumFigures, Checksums, Summed};
 use crate::error::{Result, StorageError};
 use crate::location::Location;
 use crate::s3::S3Settings;
@@ -43,6 +45,8 @@ pub(crate) struct Root {
     params: ObjectStoreParams,
     store: Arc<LanceStore>,
     base: Path,
+    /// Of the tables of a database; foreign tables are read as they are.
+    checksums: Option<Arc<Checksums>>,
 }
 
 impl fmt::Debug for Root {
@@ -52,14 +56,10 @@ impl fmt::Debug for Root {
 }
 
 impl Root {
-    /// Builds the stores of `location`. No request is made, except that the region of an AWS bucket may be looked up.
+    /// Builds the stores of a database at `location`. No request is made, except that the region of an AWS bucket may
+    /// be looked up.
     pub(crate) async fn new(location: Location, s3: &S3Settings) -> Result<Self> {
-        let substitute: Option<Arc<dyn ObjectStore>> = match &location {
-            Location::Local(_) => Some(Arc::new(DurableLocal::new())),
-            Location::Memory(_) => Some(Arc::new(InMemory::new())),
-            Location::S3 { .. } => None,
-        };
-        let wrapper = substitute.map(|store| Arc::new(Substitute { store }) as Arc<dyn WrappingObjectStore>);
+        let wrapper = substitute(&location);
         Self::with_wrapper(location, s3, wrapper).await
     }
 
@@ -67,6 +67,27 @@ impl Root {
     pub(crate) async fn with_wrapper(
         location: Location,
         s3: &S3Settings,
+        wrapper: Option<Arc<dyn WrappingObjectStore>>,
+    ) -> Result<Self> {
+        let registry = Arc::new(ObjectStoreRegistry::default());
+        let base = LanceStore::extract_path_from_uri(registry.clone(), &location.lance_uri("")?)
+            .map_err(|error| StorageError::from_lance(format!("cannot use {}", location.shown()), error))?;
+        let checksums = Arc::new(Checksums::new(&base, wrapper));
+        let mut root = Self::build(location, s3, registry, Some(checksums.clone())).await?;
+        root.checksums = Some(checksums);
+        Ok(root)
+    }
+
+    /// Builds the stores of a table of others at `location`: nothing is verified there.
+    pub(crate) async fn foreign(location: Location, s3: &S3Settings) -> Result<Self> {
+        let wrapper = substitute(&location);
+        Self::build(location, s3, Arc::new(ObjectStoreRegistry::default()), wrapper).await
+    }
+
+    async fn build(
+        location: Location,
+        s3: &S3Settings,
+        registry: Arc<ObjectStoreRegistry>,
         wrapper: Option<Arc<dyn WrappingObjectStore>>,
     ) -> Result<Self> {
         let options: HashMap<String, String> = match &location {
@@ -79,13 +100,12 @@ impl Root {
                 .then(|| Arc::new(StorageOptionsAccessor::with_static_options(options))),
             ..Default::default()
         };
-        let registry = Arc::new(ObjectStoreRegistry::default());
         let session = Arc::new(Session::new(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES, registry.clone()));
         let uri = location.lance_uri("")?;
         let (store, base) = LanceStore::from_uri_and_params(registry, &uri, &params)
             .await
             .map_err(|error| StorageError::from_lance(format!("cannot reach {}", location.shown()), error))?;
-        Ok(Self { location, session, params, store, base })
+        Ok(Self { location, session, params, store, base, checksums: None })
     }
 
     /// Where this is.
@@ -108,6 +128,21 @@ impl Root {
         self.store.inner.as_ref()
     }
 
+    /// The store as Lance uses it.
+    pub(crate) fn lance_store(&self) -> &LanceStore {
+        &self.store
+    }
+
+    /// The store with checksums, unless this is a table of others.
+    pub(crate) fn summed(&self) -> Option<&Summed> {
+        self.checksums.as_ref().and_then(|checksums| checksums.store())
+    }
+
+    /// What was verified since the root was opened.
+    pub(crate) fn checksum_figures(&self) -> ChecksumFigures {
+        self.checksums.as_ref().map(|checksums| checksums.figures()).unwrap_or_default()
+    }
+
     /// The path of `relative` (parts joined by `/`) in [`Root::store`].
     pub(crate) fn path(&self, relative: &str) -> Path {
         relative.split('/').filter(|part| !part.is_empty()).fold(self.base.clone(), Path::join)
@@ -126,7 +161,7 @@ impl Root {
         }
     }
 
-    /// Removes everything below `relative`. A folder that is not there is fine. Cost: one LIST and the deletions.
+    /// Removes everything below `relative`. A folder that is not there is fine. Cost: two LISTs and the deletions.
     pub(crate) async fn remove_folder(&self, relative: &str) -> Result<()> {
         let what = || format!("cannot remove the files in {}/{relative}", self.location.shown());
         if let Some(root) = self.folder() {
@@ -137,17 +172,30 @@ impl Root {
                 Err(error) => Err(StorageError::internal(what()).with_source(error)),
             };
         }
-        let objects = self.store().list(Some(&self.path(relative)));
-        let paths = objects.map(|object| object.map(|meta| meta.location)).boxed();
-        let mut deleted = self.store.inner.delete_stream(paths);
-        while let Some(one) = deleted.next().await {
-            match one {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(StorageError::from_store(what(), error)),
+        // Listings do not show checksums, and those whose file is gone already would stay.
+        for folder in [self.path(relative), self.path(relative).join(CHECKSUMS_FOLDER)] {
+            let objects = self.store().list(Some(&folder));
+            let paths = objects.map(|object| object.map(|meta| meta.location)).boxed();
+            let mut deleted = self.store.inner.delete_stream(paths);
+            while let Some(one) = deleted.next().await {
+                match one {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(StorageError::from_store(what(), error)),
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Our own store where Lance's would not do.
+fn substitute(location: &Location) -> Option<Arc<dyn WrappingObjectStore>> {
+    let store: Arc<dyn ObjectStore> = match location {
+        Location::Local(_) => Arc::new(DurableLocal::new()),
+        Location::Memory(_) => Arc::new(InMemory::new()),
+        Location::S3 { .. } => return None,
+    };
+    Some(Arc::new(Substitute { store }))
 }
 
 fn remove_folder_durably(folder: &std::path::Path) -> std::io::Result<()> {

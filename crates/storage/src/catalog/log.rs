@@ -216,18 +216,25 @@ impl CatalogLog {
                 Err(error) => StorageError::from_store(what(), error),
             };
             let taken = matches!(error, StorageError::AlreadyExists(_));
-            if matches!(error, StorageError::Full(_) | StorageError::Unsupported(_) | StorageError::Invalid(_))
-                && !unclear
-            {
-                return Err(error.into());
-            }
-            // Any other answer leaves open whether the file was made: only reading it tells.
-            unclear |= !taken;
+            let said_no =
+                matches!(error, StorageError::Full(_) | StorageError::Unsupported(_) | StorageError::Invalid(_));
+            // Any other answer leaves open whether the file was made: only reading it tells. Even a full disk can let
+            // the file appear and fail only when its folder is synced.
+            unclear |= !taken && !said_no;
             match self.get(next.number).await {
                 Ok(Some(bytes)) => {
-                    let there = format::decode(&bytes, next.number, &self.shown(next.number))?;
-                    return Ok(if there.nonce == nonce { Put::Done } else { Put::Taken });
+                    // What is there and cannot be read may be ours.
+                    let there = format::decode(&bytes, next.number, &self.shown(next.number))
+                        .map_err(|error| CommitError { error, outcome_unknown: true })?;
+                    return if there.nonce != nonce {
+                        Ok(Put::Taken)
+                    } else if said_no {
+                        Err(CommitError { error, outcome_unknown: true })
+                    } else {
+                        Ok(Put::Done)
+                    };
                 }
+                Ok(None) if said_no && !unclear => return Err(error.into()),
                 // A request of ours that is still under way can only make this very file: trying again is safe.
                 Ok(None) if retry + 1 < RETRIES_MAX => {
                     tracing::warn!(number = next.number, retry, %error, "catalog write unclear, trying again");
