@@ -1,52 +1,37 @@
 //! The exact search: nearest 10 of many vectors, in the library and through SQL, beside the machine's read bandwidth
 //! and FAISS's flat index on the same vectors in the same run.
 //!
-//! `cargo bench -p benches --bench exact_search -- FILE.parquet [COLUMN] [QUERIES]`
+//! `cargo bench -p benches --bench exact_search -- FILE.parquet [COLUMN]`
 //!
 //! A scan reads `rows × dim × 4` bytes and does two operations per element: it cannot be faster than memory.
 //! FAISS is measured where `python3` can import `faiss`: each round times our scan, then FAISS's, on one thread;
 //! medians and the median of the ratios are printed.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use benches::{gigabytes_per_second, machine, median, timed};
+use benches::{Failure, gigabytes_per_second, in_folder, median, open, timed};
 use engine::arrow::array::{Array, AsArray};
 use engine::arrow::datatypes::{Float32Type, Int64Type};
-use engine::{Engine, EngineOptions, ImportMode, ImportOptions, Progress, Session};
+use engine::{ImportMode, ImportOptions, Progress, Session};
 use kernels::{Metric, Query, TopK, Vectors};
-
-/// As in the binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const K: usize = 10;
 const ROUNDS: usize = 15;
 const STATEMENTS: usize = 500;
 
-type Failure = Box<dyn std::error::Error>;
-
 fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments = benches::arguments();
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/packages.parquet").to_owned();
     let file = arguments.first().cloned().unwrap_or(shipped);
     let column = arguments.get(1).cloned().unwrap_or_else(|| "embedding".to_owned());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build()?;
-    runtime.block_on(run(&file, &column))
+    in_folder(None, "search", |folder| measure(folder, file, column))
 }
 
-async fn run(file: &str, column: &str) -> Result<(), Failure> {
-    let folder = std::env::temp_dir().join(format!("sagitta-bench-{}", std::process::id()));
-    let location = folder.to_string_lossy().into_owned();
-    let result = measure(&location, file, column).await;
-    std::fs::remove_dir_all(&folder)?;
-    result
-}
-
-async fn measure(location: &str, file: &str, column: &str) -> Result<(), Failure> {
-    println!("machine: {}", machine());
-    let session = load(location, file, column).await?;
+async fn measure(folder: PathBuf, file: String, column: String) -> Result<(), Failure> {
+    let session = load(&folder, &file, &column).await?;
     let (vectors, dim) = vectors(&session).await?;
     let rows = vectors.len() / dim;
     println!(
@@ -56,14 +41,14 @@ async fn measure(location: &str, file: &str, column: &str) -> Result<(), Failure
     for threads in [1, 2] {
         library(&vectors, dim, threads)?;
     }
-    beside_faiss(&vectors, dim, location)?;
+    beside_faiss(&vectors, dim, &folder)?;
     drop(vectors);
-    sql(location, &session, dim).await
+    sql(&folder, &session, dim).await
 }
 
 /// A table with the column as `f32`, so that every contender has the same bytes.
-async fn load(location: &str, file: &str, column: &str) -> Result<Session, Failure> {
-    let session = Engine::open(location, EngineOptions::default()).await?.session();
+async fn load(folder: &Path, file: &str, column: &str) -> Result<Session, Failure> {
+    let session = open(folder).await?;
     let options = ImportOptions {
         sources: vec![file.to_owned()],
         table: "source".into(),
@@ -184,9 +169,11 @@ for line in sys.stdin:
 "#;
 
 impl Faiss {
-    fn start(path: &str, dim: usize) -> Option<(Self, String)> {
+    fn start(path: &Path, dim: usize) -> Option<(Self, String)> {
         let mut child = Command::new("python3")
-            .args(["-c", FAISS, path, &dim.to_string()])
+            .args(["-c", FAISS])
+            .arg(path)
+            .arg(dim.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -210,8 +197,8 @@ impl Faiss {
     }
 }
 
-fn beside_faiss(vectors: &[f32], dim: usize, location: &str) -> Result<(), Failure> {
-    let path = format!("{location}/vectors.f32");
+fn beside_faiss(vectors: &[f32], dim: usize, folder: &Path) -> Result<(), Failure> {
+    let path = folder.join("vectors.f32");
     let bytes: Vec<u8> = vectors.iter().flat_map(|value| value.to_le_bytes()).collect();
     std::fs::write(&path, bytes)?;
     let Some((mut faiss, version)) = Faiss::start(&path, dim) else {
@@ -241,10 +228,10 @@ fn beside_faiss(vectors: &[f32], dim: usize, location: &str) -> Result<(), Failu
 }
 
 /// The same search through SQL: cold, warm, and what SQL adds to the kernel (measured on one row).
-async fn sql(location: &str, session: &Session, dim: usize) -> Result<(), Failure> {
+async fn sql(folder: &Path, session: &Session, dim: usize) -> Result<(), Failure> {
     let search = "SELECT id, emb <=> $1 AS d FROM docs ORDER BY d LIMIT 10";
     let query = || engine::vector((0..dim).map(|at| (at as f32 * 0.37).sin()));
-    let cold = Engine::open(location, EngineOptions::default()).await?.session();
+    let cold = open(folder).await?;
     let start = Instant::now();
     cold.prepare(search).await?.run(&[query()]).await?.collect().await?;
     println!(
@@ -258,6 +245,7 @@ async fn sql(location: &str, session: &Session, dim: usize) -> Result<(), Failur
         let mut times = vec![];
         for _ in 0..STATEMENTS {
             let start = Instant::now();
+            session.parse(&sql)?;
             prepared.run(&[query()]).await?.collect().await?;
             times.push(start.elapsed());
         }

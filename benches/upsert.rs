@@ -6,34 +6,25 @@
 //! `benches/upsert_lance.py`. About half of the rows of a round are there and are replaced, the others are new. The
 //! rows come from a table of 1,000 rows that is made outside the timed part.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use benches::{machine, median};
-use engine::{Answer, Engine, EngineOptions, Session};
+use benches::{Failure, in_folder, open, report, written};
+use engine::Session;
 
 const ROWS: usize = 1_000_000;
 const DIM: usize = 128;
 const CHANGES: usize = 1_000;
 const ROUNDS: usize = 15;
 
-type Failure = Box<dyn std::error::Error>;
-
 fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let parent = arguments.first().map_or_else(std::env::temp_dir, std::path::PathBuf::from);
+    let arguments = benches::arguments();
     let rows = arguments.get(1).map_or(Ok(ROWS), |text| text.parse())?;
-    let folder = parent.join(format!("sagitta-bench-upsert-{}", std::process::id()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build()?;
-    let result = runtime.block_on(run(&folder, rows));
-    std::fs::remove_dir_all(&folder)?;
-    result
+    in_folder(arguments.first(), "upsert", |folder| run(folder, rows))
 }
 
-async fn run(folder: &Path, rows: usize) -> Result<(), Failure> {
-    println!("machine: {}", machine());
-    let location = folder.to_string_lossy().into_owned();
-    let session = open(&location).await?;
+async fn run(folder: PathBuf, rows: usize) -> Result<(), Failure> {
+    let session = open(&folder).await?;
     session.execute(&format!("CREATE TABLE docs (id BIGINT PRIMARY KEY, tenant INT, emb VECTOR({DIM}))")).await?;
     let start = Instant::now();
     written(&session, &format!("INSERT INTO docs {}", selected("value", &format!("generate_series(0, {})", rows - 1))))
@@ -41,7 +32,7 @@ async fn run(folder: &Path, rows: usize) -> Result<(), Failure> {
     println!("data: {rows} × {DIM} f32 with a key, loaded in {:.1} s", start.elapsed().as_secs_f64());
     drop(session);
 
-    let session = open(&location).await?;
+    let session = open(&folder).await?;
     let upsert = "INSERT INTO docs SELECT * FROM changes \
                   ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, emb = excluded.emb";
     let (mut upserts, mut deletes) = (vec![], vec![]);
@@ -63,10 +54,6 @@ async fn run(folder: &Path, rows: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn open(location: &str) -> Result<Session, Failure> {
-    Ok(Engine::open(location, EngineOptions::default()).await?.session())
-}
-
 /// Rows by their keys, by a rule that the rival's script knows too: element i of row k is `(k · (i + 1) mod 101) / 101`.
 fn selected(key: &str, source: &str) -> String {
     let elements: Vec<String> = (1..=DIM).map(|at| format!("({key} * {at} % 101) / 101.0")).collect();
@@ -82,23 +69,4 @@ async fn make_changes(session: &Session, round: usize, rows: usize) -> Result<()
     let keys = format!("(SELECT value * 1999 % {} AS k FROM generate_series({first}, {last}))", 2 * rows);
     session.execute(&format!("CREATE OR REPLACE TABLE changes AS {}", selected("k", &keys))).await?;
     Ok(())
-}
-
-async fn written(session: &Session, sql: &str) -> Result<u64, Failure> {
-    match session.execute(sql).await? {
-        Answer::Done(done) => Ok(done.rows.unwrap_or(0)),
-        Answer::Rows(_) => Err("a statement that writes gave rows".into()),
-    }
-}
-
-fn report(title: &str, times: Vec<Duration>) {
-    let first = times.first().copied().unwrap_or_default();
-    let slowest = times.iter().max().copied().unwrap_or_default();
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    println!(
-        "{title}: first after opening {:.1} ms, median of {ROUNDS} {:.1} ms, slowest {:.1} ms",
-        ms(first),
-        ms(median(times)),
-        ms(slowest)
-    );
 }

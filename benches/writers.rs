@@ -7,11 +7,11 @@
 //! of the machine meets them all. The folder should be on the disk in question: an acknowledged commit is on it.
 //! The rival is plain Lance, whose writers start over when another was faster: `benches/writers_lance.py`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use benches::{machine, median};
+use benches::{Failure, in_folder, median};
 use engine::{Answer, Engine, EngineOptions};
 use tokio::sync::Barrier;
 
@@ -20,17 +20,10 @@ const ROUNDS: usize = 3;
 const COMMITS: usize = 400;
 const ROWS: usize = 10_000;
 
-type Failure = Box<dyn std::error::Error>;
-
 fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let parent = arguments.first().map_or_else(std::env::temp_dir, std::path::PathBuf::from);
+    let arguments = benches::arguments();
     let commits = arguments.get(1).map_or(Ok(COMMITS), |text| text.parse())?;
-    let folder = parent.join(format!("sagitta-bench-writers-{}", std::process::id()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build()?;
-    let result = runtime.block_on(run(&folder, commits));
-    std::fs::remove_dir_all(&folder)?;
-    result
+    in_folder(arguments.first(), "writers", |folder| run(folder, commits))
 }
 
 /// What one round of one count of writers took.
@@ -39,8 +32,7 @@ struct Round {
     commits: Vec<Duration>,
 }
 
-async fn run(folder: &Path, commits: usize) -> Result<(), Failure> {
-    println!("machine: {}", machine());
+async fn run(folder: PathBuf, commits: usize) -> Result<(), Failure> {
     println!("{ROUNDS} rounds of {commits} commits of one row each, tables of {ROWS} rows, in {}", folder.display());
     for (title, is_upsert) in [("inserts of new keys", false), ("upserts of a writer's own 10 keys", true)] {
         let mut engines = vec![];

@@ -2,19 +2,22 @@
 
 use arrow::datatypes::Schema;
 use datafusion::sql::sqlparser::ast::{
-    AlterTable, AlterTableOperation, CascadeOption, ColumnDef, ColumnOption, DropBehavior, Truncate,
+    AlterColumnOperation, AlterTable, AlterTableOperation, CascadeOption, ColumnDef, ColumnOption, DropBehavior,
+    ObjectName, RenameTableNameKind, Truncate,
 };
 use planner::Planner;
 use planner::resolve::RelationName;
+use planner::vector_type::sql_type_name;
 use storage::{NewDefault, TableEntry, TableName};
 
 use crate::change::{folded, retried};
-use crate::definition::default_of;
+use crate::definition::{default_of, new_name};
 use crate::insert::no_column;
 use crate::resolver::StatementTables;
 use crate::{Answer, Error, ErrorKind, Result, Session};
 
-const USAGE: &str = "ALTER TABLE t ADD COLUMN c type, DROP COLUMN c, or RENAME COLUMN a TO b";
+const USAGE: &str = "ALTER TABLE t ADD COLUMN c type, DROP COLUMN c, RENAME COLUMN a TO b, RENAME TO u, \
+                     ALTER COLUMN c SET|DROP DEFAULT|NOT NULL, or SET (retention = '7 days')";
 
 /// A table that is altered, as it is now.
 struct Altered {
@@ -115,20 +118,63 @@ impl Session {
             AlterTableOperation::RenameColumn { old_column_name, new_column_name } => {
                 self.rename_column(table, &folded(old_column_name), &folded(new_column_name)).await
             }
-            AlterTableOperation::RenameTable { .. } => Err(Error::unsupported(format!(
-                "RENAME TO is not built yet; write CREATE TABLE new_name AS SELECT * FROM {}, then DROP TABLE",
-                table.relation
-            ))),
+            AlterTableOperation::SetOptionsParens { options } => {
+                let retention = self.retention(options)?;
+                Ok(self.engine().database().set_retention(&table.name, &table.entry, retention).await?)
+            }
+            AlterTableOperation::RenameTable { table_name: RenameTableNameKind::To(to) } => {
+                self.rename_table(table, to).await
+            }
+            AlterTableOperation::AlterColumn { column_name, op } => {
+                self.alter_column(table, &folded(column_name), op).await
+            }
             other => Err(Error::unsupported(format!("ALTER TABLE … {other} is not supported; write {USAGE}"))),
         }
     }
 
+    async fn rename_table(&self, table: &Altered, to: &ObjectName) -> Result<()> {
+        let Altered { name, entry, .. } = table;
+        let to = match to.0.as_slice() {
+            [only] if only.as_ident().is_some() => TableName::new(&name.schema, RelationName::of_sql(to)?.table),
+            _ => new_name(to)?,
+        };
+        if to.schema != name.schema {
+            return Err(Error::unsupported(format!(
+                "RENAME TO does not take a table to another schema; write ALTER TABLE {name} RENAME TO {}",
+                to.table
+            )));
+        }
+        Ok(self.engine().database().rename_table(name, entry, &to).await?)
+    }
+
+    async fn alter_column(&self, table: &Altered, column: &str, operation: &AlterColumnOperation) -> Result<()> {
+        let Altered { name, entry, .. } = table;
+        let Ok(field) = table.schema.field_with_name(column) else { return Err(table.no_column(column)) };
+        let database = self.engine().database();
+        match operation {
+            AlterColumnOperation::SetNotNull => database.set_not_null(name, entry, column).await?,
+            AlterColumnOperation::DropNotNull => database.drop_not_null(name, entry, column).await?,
+            AlterColumnOperation::SetDefault { value } => {
+                self.default_value(value, &sql_type_name(field), field)?;
+                database.set_column_default(name, entry, column, Some(value.to_string())).await?;
+            }
+            AlterColumnOperation::DropDefault => database.set_column_default(name, entry, column, None).await?,
+            other => {
+                return Err(Error::unsupported(format!(
+                    "ALTER COLUMN … {other} is not supported; add a column of the other type, fill it with UPDATE, drop the old one"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     async fn add_column(&self, table: &Altered, column: &ColumnDef, if_not_exists: bool) -> Result<()> {
         for option in &column.options {
-            if !matches!(option.option, ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_)) {
+            let is_known =
+                matches!(option.option, ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_));
+            if !is_known || option.name.is_some() {
                 return Err(Error::unsupported(format!(
-                    "{} on a new column is not supported; a new column has NOT NULL and DEFAULT",
-                    option.option
+                    "{option} on a new column is not supported; a new column has NOT NULL and DEFAULT"
                 )));
             }
         }
@@ -150,7 +196,10 @@ impl Session {
                         "the default {expr} differs from row to row, and the rows that are there would all get the same; add the column without it and fill it with UPDATE"
                     )));
                 }
-                Some(NewDefault { sql: expr.to_string(), value: self.default_value(expr, column, field)? })
+                Some(NewDefault {
+                    sql: expr.to_string(),
+                    value: self.default_value(expr, &column.data_type.to_string(), field)?,
+                })
             }
             None => None,
         };

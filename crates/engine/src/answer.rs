@@ -13,6 +13,7 @@ use datafusion::error::DataFusionError;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream};
 use futures::{Stream, StreamExt};
 
+use crate::deadline::Deadline;
 use crate::session::Statement;
 use crate::{Error, ErrorKind, Result};
 
@@ -68,7 +69,7 @@ pub struct Rows {
     schema: SchemaRef,
     stream: SendableRecordBatchStream,
     progress: Arc<Progress>,
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    deadline: Option<(Pin<Box<tokio::time::Sleep>>, Deadline)>,
     statement: Option<Statement>,
     is_over: bool,
 }
@@ -78,13 +79,13 @@ impl Rows {
         stream: SendableRecordBatchStream,
         progress: Progress,
         statement: Option<Statement>,
-        deadline: Option<tokio::time::Instant>,
+        deadline: Option<Deadline>,
     ) -> Self {
         Self {
             schema: stream.schema(),
             stream,
             progress: Arc::new(progress),
-            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+            deadline: deadline.map(|deadline| (Box::pin(tokio::time::sleep_until(deadline.at)), deadline)),
             statement,
             is_over: false,
         }
@@ -129,11 +130,12 @@ impl Stream for Rows {
         if self.is_over {
             return Poll::Ready(None);
         }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(context).is_ready()
+        if let Some((sleep, deadline)) = &mut self.deadline
+            && sleep.as_mut().poll(context).is_ready()
         {
+            let error = deadline.error();
             self.is_over = true;
-            return Poll::Ready(Some(Err(timed_out())));
+            return Poll::Ready(Some(Err(error)));
         }
         let stream = &mut self.stream;
         let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stream.poll_next_unpin(context)));
@@ -145,13 +147,6 @@ impl Stream for Rows {
         self.is_over = !matches!(item, Some(Ok(_)));
         Poll::Ready(item)
     }
-}
-
-pub(crate) fn timed_out() -> Error {
-    Error::new(
-        ErrorKind::Cancelled,
-        "the statement ran longer than statement_timeout and was cancelled; raise it with SET statement_timeout = '5min'",
-    )
 }
 
 /// The error of a panic that was caught.

@@ -8,8 +8,9 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::error::DataFusionError;
 use planner::resolve::{CATALOG, RelationName};
 use planner::vector_type::sql_type_name;
-use storage::{Relation, TableName};
+use storage::{Relation, Retention, TableName};
 
+use crate::keys::key_name;
 use crate::resolver::StatementTables;
 use crate::{Result, Session, session_settings};
 
@@ -132,17 +133,12 @@ async fn keys(tables: &StatementTables) -> Result<Vec<(RelationName, Vec<String>
     Ok(keys)
 }
 
-/// The name under which a table's primary key is shown, as PostgreSQL makes it.
-fn key_name(relation: &RelationName) -> String {
-    format!("{}_pkey", relation.table)
-}
-
 async fn table_constraints(tables: &StatementTables) -> Result<RecordBatch> {
     let keys = keys(tables).await?;
     batch(vec![
         ("constraint_catalog", constant(CATALOG, keys.len())),
         ("constraint_schema", texts(keys.iter().map(|(name, _)| name.schema.clone()))),
-        ("constraint_name", texts(keys.iter().map(|(name, _)| key_name(name)))),
+        ("constraint_name", texts(keys.iter().map(|(name, _)| key_name(&name.table)))),
         ("table_catalog", constant(CATALOG, keys.len())),
         ("table_schema", texts(keys.iter().map(|(name, _)| name.schema.clone()))),
         ("table_name", texts(keys.iter().map(|(name, _)| name.table.clone()))),
@@ -160,7 +156,7 @@ async fn key_column_usage(tables: &StatementTables) -> Result<RecordBatch> {
     batch(vec![
         ("constraint_catalog", constant(CATALOG, rows.len())),
         ("constraint_schema", texts(rows.iter().map(|row| row.0.schema.clone()))),
-        ("constraint_name", texts(rows.iter().map(|row| key_name(row.0)))),
+        ("constraint_name", texts(rows.iter().map(|row| key_name(&row.0.table)))),
         ("table_catalog", constant(CATALOG, rows.len())),
         ("table_schema", texts(rows.iter().map(|row| row.0.schema.clone()))),
         ("table_name", texts(rows.iter().map(|row| row.0.table.clone()))),
@@ -225,8 +221,8 @@ fn settings(session: &Session) -> Result<RecordBatch> {
 async fn system_tables(session: &Session, tables: &StatementTables) -> Result<RecordBatch> {
     let database = session.engine().database();
     let catalog = tables.catalog().await?;
-    let (mut names, mut versions, mut rows, mut bytes, mut locations, mut created) =
-        (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut names, mut versions, mut rows, mut bytes, mut locations, mut created, mut retentions) =
+        (vec![], vec![], vec![], vec![], vec![], vec![], vec![]);
     for (schema, entry) in &catalog.schemas {
         for (table, relation) in &entry.relations {
             let Relation::Table(entry) = relation else { continue };
@@ -237,6 +233,7 @@ async fn system_tables(session: &Session, tables: &StatementTables) -> Result<Re
             bytes.push(snapshot.bytes().and_then(|bytes| i64::try_from(bytes).ok()));
             locations.push(snapshot.location().to_owned());
             created.push(Some(entry.created_at_us));
+            retentions.push(entry.retention.unwrap_or(Retention::DEFAULT).to_string());
         }
     }
     batch(vec![
@@ -247,5 +244,6 @@ async fn system_tables(session: &Session, tables: &StatementTables) -> Result<Re
         ("bytes", Arc::new(Int64Array::from(bytes))),
         ("created", Arc::new(TimestampMicrosecondArray::from(created))),
         ("location", texts(locations)),
+        ("retention", texts(retentions)),
     ])
 }

@@ -9,11 +9,11 @@ use datafusion::logical_expr::ExprSchemable;
 use datafusion::sql::parser::CreateExternalTable;
 use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
 use datafusion::sql::sqlparser::ast::{
-    self, ColumnDef, ColumnOption, CreateTable, CreateView, ObjectName, ObjectType, SchemaName,
+    self, ColumnDef, ColumnOption, ColumnOptionDef, CreateTable, CreateView, ObjectName, ObjectType, SchemaName,
 };
 use planner::Planner;
 use planner::resolve::{RelationName, referenced};
-use storage::{CreateMode, DropSchema, ExternalTable, TableDefinition, TableName, ViewEntry};
+use storage::{CreateMode, DropSchema, ExternalTable, Retention, TableDefinition, TableName, ViewEntry};
 
 use crate::files::{self, Format};
 use crate::prepared::simplified;
@@ -120,32 +120,33 @@ impl Session {
         refuse_other_clauses(create)?;
         let name = new_name(&create.name)?;
         let mode = mode(create.or_replace, create.if_not_exists)?;
+        let retention = self.retention_of(&create.table_options)?;
         if let Some(query) = &create.query {
             if !create.columns.is_empty() {
                 return Err(Error::unsupported(
                     "a list of columns before AS is not supported; name and cast the columns in the SELECT",
                 ));
             }
-            return self.create_table_as(&name, mode, query, parameters).await;
+            return self.create_table_as(&name, mode, retention, query, parameters).await;
         }
         if create.columns.is_empty() {
             return Err(Error::invalid(format!(
                 "table \"{name}\" needs columns: CREATE TABLE {name} (id BIGINT, emb VECTOR(384))"
             )));
         }
-        let definition = self.definition(create)?;
+        let definition = TableDefinition { retention, ..self.definition(create)? };
         self.engine().database().create_table(&name, definition, mode).await?;
         Ok(Answer::done("CREATE TABLE"))
     }
 
-    /// Schema, defaults and primary key from the columns and constraints of a CREATE TABLE.
+    /// Schema, defaults and primary key from the columns and constraints of a CREATE TABLE; the retention is the default.
     fn definition(&self, create: &CreateTable) -> Result<TableDefinition> {
         let columns = &create.columns;
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planner = Planner { state: &state, resolver: &tables };
         for column in columns {
-            column.options.iter().try_for_each(|option| check_option(column, &option.option))?;
+            column.options.iter().try_for_each(|option| check_option(column, option))?;
         }
         let schema = planner.columns(columns)?;
         let primary_key = crate::keys::primary_key(create, &schema)?;
@@ -153,17 +154,18 @@ impl Session {
         let mut defaults = BTreeMap::new();
         for (column, field) in columns.iter().zip(schema.fields()) {
             let Some(default) = default_of(column) else { continue };
-            self.default_value(default, column, field)?;
+            self.default_value(default, &column.data_type.to_string(), field)?;
             defaults.insert(field.name().clone(), default.to_string());
         }
-        Ok(TableDefinition { schema: storage::storable_schema(&schema)?, defaults, primary_key, now_us: now_us() })
+        let schema = storage::storable_schema(&schema)?;
+        Ok(TableDefinition { schema, defaults, primary_key, retention: None, now_us: now_us() })
     }
 
     /// The value of a DEFAULT, evaluated once: one that fails would make every INSERT fail.
     ///
     /// # Errors
     /// A default that does not fit the type of its column, or that names columns.
-    pub(crate) fn default_value(&self, default: &ast::Expr, column: &ColumnDef, field: &Field) -> Result<ScalarValue> {
+    pub(crate) fn default_value(&self, default: &ast::Expr, sql_type: &str, field: &Field) -> Result<ScalarValue> {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planned = Planner { state: &state, resolver: &tables }.expression(default.clone())?;
@@ -177,9 +179,8 @@ impl Session {
         value.map_err(|error| {
             let message = Error::from(error).message;
             Error::invalid(format!(
-                "the default {default} of column {} does not fit its type {}: {message}",
-                field.name(),
-                column.data_type
+                "the default {default} of column {} does not fit its type {sql_type}: {message}",
+                field.name()
             ))
         })
     }
@@ -188,6 +189,7 @@ impl Session {
         &self,
         name: &TableName,
         mode: CreateMode,
+        retention: Option<Retention>,
         query: &ast::Query,
         parameters: &[ScalarValue],
     ) -> Result<Answer> {
@@ -201,7 +203,7 @@ impl Session {
             let plan = datafusion::physical_plan::execution_plan::reset_plan_states(plan)?;
             datafusion::physical_plan::execute_stream(plan, crate::session::task_context(&state))
         };
-        let written = self.create_from(name, mode, source, None).await?;
+        let written = self.create_from(name, mode, retention, source, None).await?;
         Ok(written.map_or_else(|| Answer::done("CREATE TABLE"), |rows| Answer::wrote("CREATE TABLE", rows)))
     }
 
@@ -328,7 +330,16 @@ pub(crate) fn default_of(column: &ColumnDef) -> Option<&ast::Expr> {
     })
 }
 
-fn check_option(column: &ColumnDef, option: &ColumnOption) -> Result<()> {
+/// # Errors
+/// An option that is not carried out, or a name of one that has none.
+fn check_option(column: &ColumnDef, option: &ColumnOptionDef) -> Result<()> {
+    let ColumnOptionDef { name, option } = option;
+    if let (Some(name), false) = (name, matches!(option, ColumnOption::PrimaryKey(_))) {
+        return Err(Error::unsupported(format!(
+            "CONSTRAINT {name} {option} on column {} is not supported; leave the name out",
+            column.name
+        )));
+    }
     match option {
         ColumnOption::Null | ColumnOption::NotNull | ColumnOption::Default(_) | ColumnOption::PrimaryKey(_) => Ok(()),
         other => Err(Error::unsupported(format!(
@@ -339,7 +350,8 @@ fn check_option(column: &ColumnDef, option: &ColumnOption) -> Result<()> {
 }
 
 /// # Errors
-/// Any clause beyond `CREATE [OR REPLACE] TABLE [IF NOT EXISTS] name (columns)` and `AS SELECT`.
+/// Any clause beyond `CREATE [OR REPLACE] TABLE [IF NOT EXISTS] name (columns)`, `AS SELECT` and options, which
+/// `table_options.rs` looks at.
 fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
     let is_key = |constraint: &&ast::TableConstraint| matches!(constraint, ast::TableConstraint::PrimaryKey(_));
     if let Some(constraint) = create.constraints.iter().find(|constraint| !is_key(constraint)) {
@@ -350,7 +362,6 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
     let named = [
         (create.temporary, "TEMPORARY"),
         (create.global.is_some(), "GLOBAL"),
-        (create.table_options != ast::CreateTableOptions::None, "WITH (…)"),
         (create.partition_by.is_some() || create.partition_of.is_some(), "PARTITION BY"),
         (create.inherits.is_some(), "INHERITS"),
         (create.like.is_some(), "LIKE"),
@@ -372,12 +383,13 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
         .columns(create.columns.clone())
         .constraints(create.constraints.clone())
         .hive_formats(create.hive_formats.clone())
+        .table_options(create.table_options.clone())
         .query(create.query.clone())
         .build();
     let (given, plain) = (create.to_string(), plain.to_string());
     if given != plain {
         return Err(Error::unsupported(format!(
-            "a clause of this CREATE TABLE is not supported; write CREATE [OR REPLACE] TABLE [IF NOT EXISTS] {} (column type [NOT NULL] [DEFAULT value], …) or AS SELECT …",
+            "a clause of this CREATE TABLE is not supported; write CREATE [OR REPLACE] TABLE [IF NOT EXISTS] {} (column type [NOT NULL] [DEFAULT value], …) [WITH (retention = '7 days')] or AS SELECT …",
             create.name
         )));
     }

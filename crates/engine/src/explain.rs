@@ -4,9 +4,9 @@ use datafusion::common::format::ExplainFormat;
 use datafusion::logical_expr::{ExplainOption, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast;
 use planner::statement::{Explain, StatementKind};
-use tokio::time::Instant;
 
 use crate::change::Changing;
+use crate::deadline::Deadline;
 use crate::session::Statement;
 use crate::{Answer, Error, Result, ScalarValue, Session};
 
@@ -16,7 +16,7 @@ impl Session {
         explain: &Explain,
         statement: &Statement,
         parameters: &[ScalarValue],
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         let (plan, state) = match &explain.statement {
             StatementKind::Sql(sql) => match sql.as_ref() {

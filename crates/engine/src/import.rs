@@ -75,7 +75,7 @@ impl Session {
         let physical = state.create_physical_plan(&plan).await?;
         let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
-        let written = self.create_from(&target, mode, source, Some(report)).await?;
+        let written = self.create_from(&target, mode, None, source, Some(report)).await?;
         written.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("table \"{relation}\" is there already")))
     }
 

@@ -16,9 +16,9 @@ use planner::statement::StatementKind;
 use planner::vector_type::{Element, VectorType};
 use planner::{Planner, convert_to};
 use storage::TableEntry;
-use tokio::time::Instant;
 
 use crate::change::{Changing, retried};
+use crate::deadline::Deadline;
 use crate::resolver::{StatementTables, default_ast};
 use crate::session::Statement;
 use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
@@ -29,7 +29,7 @@ impl Session {
         insert: &Insert,
         parameters: &[ScalarValue],
         statement: &Statement,
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         let has_key = self.settings().idempotency_key().is_some();
         if insert.on.is_some() || insert.returning.is_some() || has_key {

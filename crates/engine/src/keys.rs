@@ -2,32 +2,40 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{Field, Schema};
 use datafusion::sql::sqlparser::ast::{
     self, ColumnOption, CreateTable, Ident, OrderByOptions, PrimaryKeyConstraint, TableConstraint,
 };
+use planner::resolve::RelationName;
 use planner::vector_type::sql_type_name;
 
 use crate::change::folded;
 use crate::{Error, Result};
 
+/// The name of a table's primary key, as PostgreSQL makes it. It is not stored: it changes with the table's name.
+pub(crate) fn key_name(table: &str) -> String {
+    format!("{table}_pkey")
+}
+
 /// The columns of the primary key in order; none if there is no key.
 ///
 /// # Errors
-/// Two keys, a column that does not exist or has a type without a firm equality, clauses that are not carried out.
+/// Another name than [`key_name`], two keys, a column that does not exist or has a type without a firm equality, clauses
+/// that are not carried out.
 pub(crate) fn primary_key(create: &CreateTable, schema: &Schema) -> Result<Vec<String>> {
+    let called = key_name(&RelationName::of_sql(&create.name)?.table);
     let mut keys: Vec<Vec<String>> = vec![];
     for (column, field) in create.columns.iter().zip(schema.fields()) {
         for option in &column.options {
             if let ColumnOption::PrimaryKey(constraint) = &option.option {
-                check(constraint, option.name.as_ref())?;
+                check(constraint, option.name.as_ref(), &called)?;
                 keys.push(vec![field.name().clone()]);
             }
         }
     }
     for constraint in &create.constraints {
         if let TableConstraint::PrimaryKey(constraint) = constraint {
-            check(constraint, None)?;
+            check(constraint, None, &called)?;
             keys.push(constraint.columns.iter().map(column_name).collect::<Result<_>>()?);
         }
     }
@@ -59,12 +67,16 @@ pub(crate) fn with_key_not_null(schema: &Schema, key: &[String]) -> Schema {
 }
 
 /// # Errors
-/// A name, an index type, options, DEFERRABLE: none of them would do anything.
-fn check(constraint: &PrimaryKeyConstraint, name: Option<&Ident>) -> Result<()> {
+/// Another name than the key has, an index type, options, DEFERRABLE: none of them would do anything.
+fn check(constraint: &PrimaryKeyConstraint, name: Option<&Ident>, called: &str) -> Result<()> {
     let PrimaryKeyConstraint { name: own, index_name, index_type, columns: _, index_options, characteristics } =
         constraint;
-    if name.or(own.as_ref()).is_some() {
-        return Err(Error::unsupported("a name of a primary key is not supported; leave CONSTRAINT name out"));
+    if let Some(name) = name.or(own.as_ref())
+        && folded(name) != called
+    {
+        return Err(Error::unsupported(format!(
+            "a primary key is called after its table, and cannot be called {name}; write CONSTRAINT {called}, or leave CONSTRAINT out"
+        )));
     }
     if index_name.is_some() || index_type.is_some() || !index_options.is_empty() || characteristics.is_some() {
         return Err(Error::unsupported(
@@ -96,21 +108,7 @@ fn check_column(name: &str, create: &CreateTable, schema: &Schema) -> Result<()>
         return Err(Error::invalid(format!("column \"{name}\" is in the primary key and cannot be NULL")));
     }
     let field = schema.field(at);
-    let data_type = field.data_type();
-    let is_firm = data_type.is_integer()
-        || data_type.is_temporal()
-        || matches!(
-            data_type,
-            DataType::Boolean
-                | DataType::Utf8
-                | DataType::LargeUtf8
-                | DataType::Binary
-                | DataType::LargeBinary
-                | DataType::FixedSizeBinary(_)
-                | DataType::Decimal128(..)
-                | DataType::Decimal256(..)
-        );
-    if is_firm {
+    if storage::can_be_key(field.data_type()) {
         return Ok(());
     }
     Err(Error::unsupported(format!(

@@ -11,8 +11,8 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::sqlparser::ast;
 use planner::Planner;
 use planner::statement::StatementKind;
-use tokio::time::Instant;
 
+use crate::deadline::Deadline;
 use crate::resolver::StatementTables;
 use crate::session::Statement;
 use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
@@ -71,7 +71,7 @@ impl Session {
         &self,
         sql: &ast::Statement,
         statement: &Statement,
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         match sql {
             ast::Statement::Prepare { name, data_types, statement: inner } => {

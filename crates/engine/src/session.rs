@@ -14,10 +14,10 @@ use futures::{FutureExt, StreamExt};
 use planner::Planner;
 use planner::settings::Settings;
 use planner::statement::StatementKind;
-use tokio::time::Instant;
 
-use crate::answer::{panicked, timed_out};
+use crate::answer::panicked;
 use crate::change::Changing;
+use crate::deadline::Deadline;
 use crate::prepared::Named;
 use crate::resolver::StatementTables;
 use crate::{Answer, Engine, Error, Prepared, Progress, Result, Rows, ScalarValue};
@@ -136,12 +136,12 @@ impl Session {
     }
 
     pub(crate) async fn run_with(&self, statement: &Statement, parameters: &[ScalarValue]) -> Result<Answer> {
-        let deadline = self.settings().timeout().map(|timeout| Instant::now() + timeout);
+        let deadline = Deadline::of(&self.settings(), &statement.kind);
         // Boxed: a caller's own futures would else hold the types of all statements.
         let work =
             AssertUnwindSafe(self.dispatch(&statement.kind, statement, parameters, deadline).boxed()).catch_unwind();
         let result = match deadline {
-            Some(at) => tokio::time::timeout_at(at, work).await.map_err(|_| timed_out())?,
+            Some(deadline) => tokio::time::timeout_at(deadline.at, work).await.map_err(|_| deadline.error())?,
             None => work.await,
         };
         let result = result.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
@@ -221,7 +221,7 @@ impl Session {
         kind: &StatementKind,
         statement: &Statement,
         parameters: &[ScalarValue],
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         self.refuse_in_past(kind)?;
         self.refuse_to_ignore_key(kind)?;
@@ -242,7 +242,7 @@ impl Session {
         sql: &ast::Statement,
         statement: &Statement,
         parameters: &[ScalarValue],
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         use ast::Statement as Sql;
         match sql {
@@ -283,7 +283,7 @@ impl Session {
         }
     }
 
-    async fn run_text(&self, sql: &str, deadline: Option<Instant>) -> Result<Answer> {
+    async fn run_text(&self, sql: &str, deadline: Option<Deadline>) -> Result<Answer> {
         let mut statements = self.parse(sql)?;
         let Some(statement) = statements.pop() else { return Err(Error::invalid("the text holds no statement")) };
         self.dispatch(&statement.kind, &statement, &[], deadline).await
@@ -294,7 +294,7 @@ impl Session {
         &self,
         stored: &Statement,
         parameters: &[ScalarValue],
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         Box::pin(self.dispatch(&stored.kind, stored, parameters, deadline)).await
     }
@@ -323,7 +323,7 @@ impl Session {
         plan: &LogicalPlan,
         state: &SessionState,
         statement: &Statement,
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         let physical = state.create_physical_plan(plan).await?;
         let mut stream = execute_stream(Arc::clone(&physical), task_context(state))?;

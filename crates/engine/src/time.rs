@@ -19,17 +19,15 @@ use operators::changes::ChangesTable;
 use planner::Planner;
 use planner::as_of::{AsOf, Moment};
 use planner::resolve::RelationName;
+use planner::settings::QUERY_TIME_MAX;
 use planner::statement::StatementKind;
 use planner::time_statement::{TimeStatement, Upkeep};
-use storage::{Catalog, Database, Relation, TableEntry, TableName, VersionInfo};
+use storage::{Catalog, Database, Relation, Retention, TableEntry, TableName, VersionInfo};
 
 use crate::change::retried;
 use crate::definition::now_us;
 use crate::resolver::StatementTables;
 use crate::{Answer, Error, Progress, Result, Rows, ScalarValue, Session};
-
-/// How long a version that was replaced can still be read, for sure: VACUUM spares it.
-const RETENTION_US: i64 = 24 * 3600 * 1_000_000;
 
 /// The moment as storage knows it.
 pub(crate) fn stored(at: &AsOf) -> storage::AsOf {
@@ -83,10 +81,7 @@ impl Session {
 
     async fn optimize(&self, upkeep: &Upkeep) -> Result<Answer> {
         let (name, entry) = self.versioned(&upkeep.table).await?;
-        let report = retried(&name.to_string(), async || {
-            Ok(self.engine().database().optimize(&name, &entry, upkeep.is_dry_run).await?)
-        })
-        .await?;
+        let report = self.engine().database().optimize(&name, &entry, upkeep.is_dry_run).await?;
         figures(vec![
             ("fragments_before", Some(report.fragments_before)),
             ("fragments_after", Some(report.fragments_after)),
@@ -96,7 +91,7 @@ impl Session {
 
     async fn vacuum(&self, upkeep: &Upkeep) -> Result<Answer> {
         let (_, entry) = self.versioned(&upkeep.table).await?;
-        let keep_since_us = now_us() - RETENTION_US;
+        let keep_since_us = entry.retention.unwrap_or(Retention::DEFAULT).keep_since_us(now_us(), QUERY_TIME_MAX);
         let report = self.engine().database().vacuum(&entry, keep_since_us, upkeep.is_dry_run).await?;
         figures(vec![
             ("versions_removed", Some(report.versions_removed)),

@@ -17,7 +17,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
 use planner::vector_type::{DIM_MAX, Element, VectorType};
 use planner::vectors::VectorArray;
-use storage::{CreateMode, Progress, TableDefinition, TableName};
+use storage::{CreateMode, Progress, Retention, TableDefinition, TableName};
 
 use crate::{Error, Result, Session};
 
@@ -30,6 +30,7 @@ impl Session {
         &self,
         name: &TableName,
         mode: CreateMode,
+        retention: Option<Retention>,
         source: impl Fn() -> datafusion::error::Result<SendableRecordBatchStream>,
         progress: Option<Progress>,
     ) -> Result<Option<u64>> {
@@ -41,6 +42,7 @@ impl Session {
                 schema: storage::storable_schema(&schema)?,
                 defaults: Default::default(),
                 primary_key: vec![],
+                retention,
                 now_us: crate::definition::now_us(),
             };
             let rows = operators::insert::checked(rows, Arc::new(Schema::clone(&schema)));

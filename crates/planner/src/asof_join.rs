@@ -5,11 +5,17 @@
 //! looks up to the last right row before it. In the words of the plan: UNION ALL of both sides, a running count of the right
 //! rows within the key, and the first row of each count. Cost: two sorts of both sides together, never their product.
 //! Of right rows that are equally near, the one with the greatest columns (in their order) wins.
+//!
+//! Where one partition takes all rows (no key, or one thread) they are numbered first, which keeps DataFusion from sorting
+//! each side below the union. It would forget there what it knew of a side's columns: a right row's time is also one of
+//! its columns, so a sort of the right side leaves that column out as sorted already; the union knows nothing of the two
+//! being equal, and the plan fails its own check of the order that the window asks for.
 
 use datafusion::common::metadata::FieldMetadata;
 use datafusion::common::{Column, DFSchema, DFSchemaRef, ScalarValue, TableReference, plan_err};
 use datafusion::error::Result;
 use datafusion::functions_aggregate::sum::sum_udaf;
+use datafusion::functions_window::expr_fn::row_number;
 use datafusion::functions_window::nth_value::first_value_udwf;
 use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::planner::RelationPlannerContext;
@@ -19,11 +25,11 @@ use datafusion::logical_expr::{
     BinaryExpr, Expr, ExprFunctionExt, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, SortExpr, WindowFrame,
     WindowFrameBound, WindowFrameUnits, WindowFunctionDefinition, cast, lit,
 };
-use datafusion::sql::sqlparser::ast::{Join, JoinConstraint, JoinOperator, TableFactor, TableWithJoins};
+use datafusion::sql::sqlparser::ast::{Join, JoinConstraint, JoinOperator, ObjectName, TableFactor, TableWithJoins};
 
 use crate::rewrite::unsupported;
 
-const USAGE: &str = "write FROM a ASOF JOIN b MATCH_CONDITION (a.ts >= b.ts) ON a.key = b.key";
+const USAGE: &str = "write FROM a ASOF JOIN b MATCH_CONDITION (a.ts >= b.ts) [ON a.key = b.key]";
 
 /// Puts each ASOF join of a FROM clause, with all that is joined before it, into parentheses: only as a relation
 /// of its own does the planner hand it to us. `is_nested`: the joins stand in parentheses already.
@@ -58,7 +64,7 @@ pub(crate) fn is_asof(joined: &TableWithJoins) -> bool {
 /// Plans one ASOF join.
 ///
 /// # Errors
-/// A condition that is not one comparison of both sides, an ON that is not equalities, USING.
+/// A condition that is not one comparison of both sides, an ON that is not equalities, NATURAL.
 pub(crate) fn plan(joined: TableWithJoins, context: &mut dyn RelationPlannerContext) -> Result<LogicalPlan> {
     let TableWithJoins { relation, mut joins } = joined;
     let Some(Join { relation: other, join_operator: JoinOperator::AsOf { match_condition, constraint }, .. }) =
@@ -71,17 +77,6 @@ pub(crate) fn plan(joined: TableWithJoins, context: &mut dyn RelationPlannerCont
     }
     let (left, right) = (context.plan(relation)?, context.plan(other)?);
     let both = left.schema().join(right.schema())?;
-    let on = match constraint {
-        JoinConstraint::None => {
-            return unsupported(&format!(
-                "ASOF JOIN without ON is not supported: name what the sides have in common; {USAGE}"
-            ));
-        }
-        JoinConstraint::On(on) => split_conjunction_owned(context.sql_to_expr(on, &both)?),
-        JoinConstraint::Using(_) | JoinConstraint::Natural => {
-            return unsupported(&format!("USING and NATURAL of ASOF JOIN are not supported; {USAGE}"));
-        }
-    };
     let condition = context.sql_to_expr(match_condition, &both)?;
     let sides = Sides { left: left.schema(), right: right.schema() };
     let time = sides.comparison(&condition)?;
@@ -91,19 +86,19 @@ pub(crate) fn plan(joined: TableWithJoins, context: &mut dyn RelationPlannerCont
     if !is_ordered(&time.left.get_type(sides.left)?) {
         return plan_err!("MATCH_CONDITION compares times or numbers, not {}; {USAGE}", time.left);
     }
-    let mut keys = Vec::with_capacity(on.len());
-    for condition in on {
-        let key = sides.comparison(&condition)?;
-        if key.op != Operator::Eq {
-            return unsupported(&format!(
-                "ON of ASOF JOIN holds equalities of both sides, not {condition}; filter the sides in queries of their own"
-            ));
+    let (keys, hidden) = match constraint {
+        JoinConstraint::None => (vec![], vec![]),
+        JoinConstraint::On(on) => (sides.keys(context.sql_to_expr(on, &both)?)?, vec![]),
+        JoinConstraint::Using(columns) => sides.using(&columns, &*context)?,
+        JoinConstraint::Natural => {
+            return unsupported(&format!("NATURAL of ASOF JOIN is not supported; {USAGE}"));
         }
-        keys.push(key);
-    }
-    let rows = Rows { keys, time, order };
+    };
+    let options = context.context_provider().options();
+    let is_dealt = options.execution.target_partitions > 1 && options.optimizer.repartition_windows;
+    let rows = Rows { is_one_partition: keys.is_empty() || !is_dealt, keys, time, order };
     let matched = rows.matched(&left, &right)?;
-    rows.outputs(matched, left.schema(), right.schema())
+    rows.outputs(matched, left.schema(), right.schema(), &hidden)
 }
 
 /// How the columns of one side are called, by their place.
@@ -123,6 +118,44 @@ struct Comparison {
 }
 
 impl Sides<'_> {
+    /// What ON says: equalities of both sides.
+    fn keys(&self, on: Expr) -> Result<Vec<Comparison>> {
+        let mut keys = vec![];
+        for condition in split_conjunction_owned(on) {
+            let key = self.comparison(&condition)?;
+            if key.op != Operator::Eq {
+                return unsupported(&format!(
+                    "ON of ASOF JOIN holds equalities of both sides, not {condition}; filter the sides in queries of their own"
+                ));
+            }
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    /// What USING says, and the places of the right side's columns in it: the join has these columns once, those of the
+    /// left side, which no row is without.
+    fn using(
+        &self,
+        columns: &[ObjectName],
+        context: &dyn RelationPlannerContext,
+    ) -> Result<(Vec<Comparison>, Vec<usize>)> {
+        let (mut keys, mut hidden) = (vec![], vec![]);
+        for name in columns {
+            let [part] = name.0.as_slice() else {
+                return plan_err!("USING names columns of both sides of an ASOF JOIN, not {name}");
+            };
+            let Some(ident) = part.as_ident() else {
+                return plan_err!("USING names columns of both sides of an ASOF JOIN, not {name}");
+            };
+            let name = context.normalize_ident(ident.clone());
+            let (left, right) = (only(self.left, &name, "left")?, only(self.right, &name, "right")?);
+            hidden.push(self.right.index_of_column(&right)?);
+            keys.push(self.comparison(&Expr::Column(left).eq(Expr::Column(right)))?);
+        }
+        Ok((keys, hidden))
+    }
+
     fn comparison(&self, condition: &Expr) -> Result<Comparison> {
         let Expr::BinaryExpr(BinaryExpr { left, op, right }) = condition else {
             return plan_err!("{condition} is no comparison of the two sides of an ASOF JOIN; {USAGE}");
@@ -165,6 +198,18 @@ impl Sides<'_> {
     }
 }
 
+/// The one column of this name.
+fn only(schema: &DFSchema, name: &str, side: &str) -> Result<Column> {
+    let mut found = schema.columns_with_unqualified_name(name);
+    match (found.pop(), found.is_empty()) {
+        (Some(column), true) => Ok(column),
+        (None, _) => plan_err!("there is no column \"{name}\" on the {side} side of an ASOF JOIN with USING ({name})"),
+        (Some(_), false) => plan_err!(
+            "column \"{name}\" is ambiguous on the {side} side of an ASOF JOIN with USING ({name}); write ON and name the tables"
+        ),
+    }
+}
+
 fn is_ordered(data_type: &arrow::datatypes::DataType) -> bool {
     use arrow::datatypes::DataType::{Binary, Boolean, LargeUtf8, Utf8, Utf8View};
     data_type.is_primitive() || matches!(data_type, Utf8 | LargeUtf8 | Utf8View | Boolean | Binary)
@@ -196,6 +241,8 @@ impl Order {
 /// The column that is 1 in a right row and 0 in a left one.
 const IS_RIGHT: &str = "_is_right";
 const TIME: &str = "_time";
+/// The number of a row, where one partition takes all rows.
+const POSITION: &str = "_position";
 /// How many right rows of the key there are up to a row, itself included.
 const COUNT: &str = "_count";
 
@@ -220,6 +267,8 @@ struct Rows {
     keys: Vec<Comparison>,
     time: Comparison,
     order: Order,
+    /// One partition takes all rows, instead of the rows of its keys.
+    is_one_partition: bool,
 }
 
 impl Rows {
@@ -233,7 +282,10 @@ impl Rows {
             right_rows = right_rows.filter(known)?;
         }
         let right_rows = right_rows.project(self.rows(left, right, true)?)?.build()?;
-        let all = left_rows.union(right_rows)?.build()?;
+        let mut all = left_rows.union(right_rows)?.build()?;
+        if self.is_one_partition {
+            all = numbered(all)?;
+        }
 
         let count = self.count(right.schema())?;
         let counted = LogicalPlanBuilder::window_plan(all, vec![count.clone()])?;
@@ -284,6 +336,10 @@ impl Rows {
         ];
         let fields = right.fields().iter().enumerate().filter(|(_, field)| is_ordered(field.data_type()));
         order.extend(fields.map(|(at, _)| SortExpr::new(column(right_name(at)), true, true)));
+        if self.is_one_partition {
+            // Last, where it decides among equal rows alone: a number that nobody asks for is not made.
+            order.push(SortExpr::new(column(POSITION), true, true));
+        }
         let sum = WindowFunction::new(WindowFunctionDefinition::AggregateUDF(sum_udaf()), vec![column(IS_RIGHT)]);
         windowed(sum, self.key_columns(), order)
     }
@@ -297,17 +353,33 @@ impl Rows {
         windowed(WindowFunction::new(definition, vec![column(right_name(at))]), parts, order)
     }
 
-    /// The columns of both sides under their own names.
-    fn outputs(&self, matched: LogicalPlan, left: &DFSchema, right: &DFSchema) -> Result<LogicalPlan> {
+    /// The columns of both sides under their own names, without those of the right side at the `hidden` places.
+    fn outputs(
+        &self,
+        matched: LogicalPlan,
+        left: &DFSchema,
+        right: &DFSchema,
+        hidden: &[usize],
+    ) -> Result<LogicalPlan> {
         let mut outputs = Vec::with_capacity(left.fields().len() + right.fields().len());
         for (at, (qualifier, field)) in left.iter().enumerate() {
             outputs.push(named(column(left_name(at)), qualifier, field));
         }
-        for (at, (qualifier, field)) in right.iter().enumerate() {
+        for (at, (qualifier, field)) in right.iter().enumerate().filter(|(at, _)| !hidden.contains(at)) {
             outputs.push(named(column(self.first(at)?.schema_name().to_string()), qualifier, field));
         }
         LogicalPlanBuilder::from(matched).project(outputs)?.build()
     }
+}
+
+/// The same rows, each with its number in [`POSITION`]: one stream of them, in whatever order they come.
+fn numbered(rows: LogicalPlan) -> Result<LogicalPlan> {
+    let rows = LogicalPlanBuilder::window_plan(rows, vec![row_number()])?;
+    let mut outputs: Vec<Expr> = rows.schema().columns().into_iter().map(Expr::Column).collect();
+    if let Some(number) = outputs.pop() {
+        outputs.push(number.alias(POSITION));
+    }
+    LogicalPlanBuilder::from(rows).project(outputs)?.build()
 }
 
 fn windowed(function: WindowFunction, parts: Vec<Expr>, order: Vec<SortExpr>) -> Result<Expr> {

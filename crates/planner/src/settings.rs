@@ -19,6 +19,8 @@ extensions_options! {
         pub device: String, default = "auto".to_owned()
         /// statements that run longer are cancelled: a number of milliseconds or a text such as '30s'; 0 for never
         pub statement_timeout: String, default = "0".to_owned()
+        /// statements that read tables and run longer are cancelled, whatever statement_timeout says, since VACUUM removes what none of them can still read: above 0 and at most '1h'
+        pub max_query_time: String, default = "1h".to_owned()
         /// the moment at which tables are read that name none, a timestamp such as '2026-11-01T00:00:00Z', nothing is written meanwhile; now: the newest versions
         pub as_of: String, default = NOW.to_owned()
         /// a name for the next INSERT, UPDATE, DELETE or MERGE: sent again under the same name, it is not applied again; it is taken back once the statement is done
@@ -28,6 +30,10 @@ extensions_options! {
 
 /// The value of `as_of` under which tables are read as they are, and can be written.
 const NOW: &str = "now";
+
+/// How long a statement that reads tables may run in any session of any process. VACUUM relies on it: it cannot know
+/// what other processes have set, so a session can only stay below.
+pub const QUERY_TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// The longest name of a statement, in bytes.
 const NAME_BYTES_MAX: usize = 255;
@@ -53,6 +59,10 @@ impl Settings {
             Kind::Device => device(value)?,
             Kind::Duration => {
                 duration(name, value)?;
+                value.to_owned()
+            }
+            Kind::QueryTime => {
+                query_time(name, value)?;
                 value.to_owned()
             }
             Kind::Name => {
@@ -100,6 +110,11 @@ impl Settings {
         duration("statement_timeout", &self.statement_timeout).ok().flatten()
     }
 
+    /// After which time statements that read tables are cancelled.
+    pub fn query_time(&self) -> Duration {
+        query_time("max_query_time", &self.max_query_time).unwrap_or(QUERY_TIME_MAX)
+    }
+
     /// The moment at which tables are read that name none, in microseconds since the epoch; `None` for the newest
     /// versions.
     pub fn moment(&self) -> Option<i64> {
@@ -117,6 +132,7 @@ impl Settings {
             "recall_target" => Kind::Share,
             "device" => Kind::Device,
             "statement_timeout" => Kind::Duration,
+            "max_query_time" => Kind::QueryTime,
             "as_of" => Kind::Moment,
             "idempotency_key" => Kind::Name,
             _ => {
@@ -135,6 +151,7 @@ enum Kind {
     Share,
     Device,
     Duration,
+    QueryTime,
     Moment,
     Name,
 }
@@ -178,21 +195,25 @@ fn moment(name: &str, value: &str) -> Result<Option<i64>> {
 
 /// `500`, `'500ms'`, `'30s'`, `'5min'`, `'1h'`; `None` for 0.
 fn duration(name: &str, value: &str) -> Result<Option<Duration>> {
-    let value = value.trim().to_lowercase();
-    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
-    let (number, unit) = value.split_at(digits);
-    let factor_ms: u64 = match unit.trim() {
-        "" | "ms" => 1,
-        "s" => 1_000,
-        "min" | "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return plan_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"),
+    let span = match value.trim().parse() {
+        Ok(milliseconds) => Some(Duration::from_millis(milliseconds)),
+        Err(_) => crate::duration::parse(value),
     };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| plan_datafusion_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"))?;
-    let total_ms = number.saturating_mul(factor_ms);
-    Ok((total_ms > 0).then_some(Duration::from_millis(total_ms)))
+    match span {
+        Some(span) => Ok((!span.is_zero()).then_some(span)),
+        None => plan_err!("{name} is a number of milliseconds or a text such as '30s', not {value}"),
+    }
+}
+
+/// As [`duration`], above 0 and at most [`QUERY_TIME_MAX`].
+fn query_time(name: &str, value: &str) -> Result<Duration> {
+    match duration(name, value)? {
+        Some(time) if time <= QUERY_TIME_MAX => Ok(time),
+        _ => plan_err!(
+            "{name} is above 0 and at most {} min, not {value}: VACUUM in any process relies on it; what takes longer is split into several statements, or loaded from files with COPY or import, which have no such bound",
+            QUERY_TIME_MAX.as_secs() / 60
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -213,6 +234,14 @@ mod tests {
             ("device", "gpu", false),
             ("statement_timeout", "30s", true),
             ("statement_timeout", "-1", false),
+            ("statement_timeout", "2 days", true),
+            ("statement_timeout", "30s", true),
+            ("max_query_time", "5min", true),
+            ("max_query_time", "60 min", true),
+            ("max_query_time", "3600001", false),
+            ("max_query_time", "2h", false),
+            ("max_query_time", "0", false),
+            ("max_query_time", "ever", false),
             ("as_of", "2026-11-01T00:00:00Z", true),
             ("as_of", "2026-11-01", true),
             ("as_of", "42", false),
@@ -222,6 +251,10 @@ mod tests {
             assert_eq!(settings.assign(name, value).is_ok(), good, "{name} = {value}");
         }
         assert_eq!(settings.timeout(), Some(Duration::from_secs(30)));
+        assert!(settings.assign("max_query_time", "5min").is_ok());
+        assert_eq!(settings.query_time(), Duration::from_secs(300));
+        assert!(settings.reset("max_query_time").is_ok());
+        assert_eq!(settings.query_time(), QUERY_TIME_MAX);
         assert!(settings.reset("statement_timeout").is_ok());
         assert_eq!(settings.timeout(), None);
         assert_eq!(settings.moment(), Some(1_793_491_200_000_000));

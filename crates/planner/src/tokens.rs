@@ -107,7 +107,8 @@ pub fn is_blank(token: &Token) -> bool {
 /// Brings our spellings into forms that the parser knows. Spans stay those of the text, so that errors point there.
 ///
 /// `<+>` becomes one operator; `AS OF TIMESTAMP x`, `AS OF VERSION n`, `FOR VERSION|TIMESTAMP AS OF x` become the
-/// parser's `TIMESTAMP AS OF` and `VERSION AS OF`, and `VERSION AS OF 'tag'` becomes `AT(TAG => 'tag')`.
+/// parser's `TIMESTAMP AS OF` and `VERSION AS OF`, and `VERSION AS OF 'tag'` becomes `AT(TAG => 'tag')`. The clauses
+/// DO NOTHING of MERGE and RESET of ALTER TABLE become others that mean the same.
 pub fn rewrite(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
     let mut out = Vec::with_capacity(tokens.len());
     let mut at = 0;
@@ -160,6 +161,12 @@ fn rewrite_one(tokens: &[TokenWithSpan], at: usize, out: &mut Vec<TokenWithSpan>
     {
         out.extend(clause);
         return ahead[1] + 1;
+    }
+    if says(&["RESET"])
+        && let Some((clause, length)) = crate::reset_options::stand_in(out, &tokens[at..])
+    {
+        out.extend(clause);
+        return at + length;
     }
     out.push(tokens[at].clone());
     at + 1

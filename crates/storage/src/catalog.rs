@@ -7,6 +7,7 @@ use std::fmt;
 use arrow::datatypes::SchemaRef;
 
 use crate::error::{Result, StorageError};
+use crate::retention::Retention;
 
 pub(crate) mod format;
 pub(crate) mod log;
@@ -95,6 +96,8 @@ pub struct TableEntry {
     pub created_at_us: i64,
     /// SQL text of the DEFAULT of each column that has one.
     pub defaults: BTreeMap<String, String>,
+    /// How long versions that were replaced are kept; [`Retention::DEFAULT`] if absent.
+    pub retention: Option<Retention>,
 }
 
 /// A table over foreign files.
@@ -130,6 +133,8 @@ pub struct TableDefinition {
     pub defaults: BTreeMap<String, String>,
     /// The columns of the primary key in order; empty for a table without one. They become NOT NULL.
     pub primary_key: Vec<String>,
+    /// How long versions that were replaced are kept; [`Retention::DEFAULT`] if absent.
+    pub retention: Option<Retention>,
     /// The time of the statement, microseconds since the epoch.
     pub now_us: i64,
 }
@@ -163,6 +168,12 @@ impl Catalog {
     /// True if the table with this id still has this name.
     pub(crate) fn holds(&self, name: &TableName, id: &str) -> bool {
         matches!(self.relation(name), Some(Relation::Table(entry)) if entry.id == id)
+    }
+
+    /// True if the table with this id is there, under whatever name.
+    pub(crate) fn has_table(&self, id: &str) -> bool {
+        let mut relations = self.schemas.values().flat_map(|schema| schema.relations.values());
+        relations.any(|relation| matches!(relation, Relation::Table(entry) if entry.id == id))
     }
 
     fn schema(&self, name: &str) -> Result<&SchemaEntry> {
@@ -212,17 +223,42 @@ impl Catalog {
         column: &str,
         default: Option<&str>,
     ) -> Option<Catalog> {
+        self.with_entry(name, id, |entry| {
+            match default {
+                Some(sql) => entry.defaults.insert(column.to_owned(), sql.to_owned()),
+                None => entry.defaults.remove(column),
+            };
+        })
+    }
+
+    /// This catalog with another retention of a table. `None` if the table of this id is not under the name.
+    pub(crate) fn with_retention(&self, name: &TableName, id: &str, retention: Option<Retention>) -> Option<Catalog> {
+        self.with_entry(name, id, |entry| entry.retention = retention)
+    }
+
+    fn with_entry(&self, name: &TableName, id: &str, change: impl FnOnce(&mut TableEntry)) -> Option<Catalog> {
         let mut next = self.clone();
         let relation = next.schemas.get_mut(&name.schema)?.relations.get_mut(&name.table)?;
         let Relation::Table(entry) = relation else { return None };
         if entry.id != id {
             return None;
         }
-        match default {
-            Some(sql) => entry.defaults.insert(column.to_owned(), sql.to_owned()),
-            None => entry.defaults.remove(column),
-        };
+        change(entry);
         Some(next)
+    }
+
+    /// This catalog with the table of this id under another name. `None` if it is not under `name`.
+    pub(crate) fn renamed(&self, name: &TableName, id: &str, to: &TableName) -> Result<Option<Catalog>> {
+        if !self.holds(name, id) {
+            return Ok(None);
+        }
+        self.may_create(to, "table", CreateMode::ErrorIfExists)?;
+        let mut next = self.clone();
+        let moved = next.schemas.get_mut(&name.schema).and_then(|schema| schema.relations.remove(&name.table));
+        if let (Some(moved), Some(schema)) = (moved, next.schemas.get_mut(&to.schema)) {
+            schema.relations.insert(to.table.clone(), moved);
+        }
+        Ok(Some(next))
     }
 
     /// This catalog without `name`, and what was there. `None` if it was not there and `if_exists`.
@@ -313,6 +349,7 @@ mod tests {
             location: "l".into(),
             created_at_us: 0,
             defaults: BTreeMap::new(),
+            retention: None,
         })
     }
 
@@ -327,6 +364,23 @@ mod tests {
         assert_eq!(before, Some(view("a")));
         assert_eq!(replaced.relation(&name), Some(&view("b")));
         assert!(matches!(again(table(), CreateMode::OrReplace), Err(StorageError::AlreadyExists(_))));
+    }
+
+    #[test]
+    fn a_renamed_table_is_the_same_table_under_a_free_name() {
+        let named = |table: &str| TableName::new(DEFAULT_SCHEMA, table);
+        let make = |catalog: &Catalog, name: &str, relation| {
+            catalog.with_relation(&named(name), relation, CreateMode::ErrorIfExists).unwrap().unwrap().0
+        };
+        let catalog = make(&make(&Catalog::default(), "t", table()), "v", view("a"));
+        let renamed = catalog.renamed(&named("t"), "i", &named("u")).unwrap().unwrap();
+        assert_eq!(renamed.relation(&named("u")), Some(&table()));
+        assert!(renamed.relation(&named("t")).is_none() && renamed.has_table("i") && !renamed.has_table("j"));
+        assert!(catalog.renamed(&named("t"), "j", &named("u")).unwrap().is_none());
+        for taken in ["t", "v"] {
+            let error = catalog.renamed(&named("t"), "i", &named(taken));
+            assert!(matches!(error, Err(StorageError::AlreadyExists(_))), "{error:?}");
+        }
     }
 
     #[test]

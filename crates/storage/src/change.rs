@@ -46,8 +46,8 @@ pub struct Committed {
 }
 
 impl Turn {
-    /// Makes the change one version; a change of nothing makes none. When it fails, or is dropped before the last
-    /// step, nothing has changed. Cost: the new rows, a read of the key columns where a key must be checked, one
+    /// Makes the change one version; a change of nothing makes none, unless it has to be remembered under a key. When it
+    /// fails, or is dropped before the last step, nothing has changed. Cost: the new rows, a read of the key columns where a key must be checked, one
     /// deletion file per fragment that loses rows, two small files for the commit.
     ///
     /// # Errors
@@ -68,12 +68,14 @@ impl Turn {
             if let Some(keys) = &written.keys {
                 check_keys(self.database.key_cache(), &snapshot, keys, &deletions.rows).await?;
             }
-            inserted = written.rows;
-            fragments = written.fragments.clone();
-            pending = Some(written);
+            if written.rows > 0 {
+                inserted = written.rows;
+                fragments = written.fragments.clone();
+                pending = Some(written);
+            }
         }
         let deleted = change.deleted.len() as u64;
-        if deleted == 0 && inserted == 0 {
+        if deleted == 0 && inserted == 0 && change.once.is_none() {
             return Ok(Committed { version: snapshot.version(), inserted, deleted });
         }
         let operation = operation(deletions, fragments, change.operation);
@@ -124,12 +126,20 @@ impl Turn {
         self.adopt(stale_if(committed, &committer)?).await
     }
 
-    /// Makes `dataset` the newest version known, unless the table is gone: then its files go too.
+    /// Makes `dataset` the newest version known, unless the table is gone: then its files go too. One that got another
+    /// name in between is not gone.
     pub(crate) async fn adopt(self, dataset: Dataset) -> Result<Snapshot> {
         // A drop between the check and the commit has removed the folder, and our commit made it anew.
-        if !self.database.catalog().await?.holds(&self.name, &self.entry.id) {
-            self.database.remove_files(&self.entry.location).await;
-            return Err(gone(&self.name));
+        match self.database.catalog().await {
+            Ok(catalog) if !catalog.has_table(&self.entry.id) => {
+                self.database.remove_files(&self.entry.location).await;
+                return Err(gone(&self.name));
+            }
+            Ok(_) => {}
+            // The version is there: to say that the change failed would be wrong.
+            Err(error) => {
+                tracing::warn!(table = %self.name, %error, "cannot see whether the table was dropped meanwhile")
+            }
         }
         let opened = self.database.wrap(dataset, &self.entry.location).await?;
         tracing::info!(table = %self.name, version = opened.version(), "table changed");
@@ -153,6 +163,7 @@ fn operation(deletions: Deletions, new_fragments: Vec<Fragment>, verb: &str) -> 
     let Deletions { updated, removed, .. } = deletions;
     let deletes = !updated.is_empty() || !removed.is_empty();
     match (deletes, new_fragments.is_empty()) {
+        // Without new rows either, it is the version that says that a statement found nothing to do.
         (false, _) => Operation::Append { fragments: new_fragments },
         (true, true) => Operation::Delete {
             updated_fragments: updated,

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures::{StreamExt, TryStreamExt};
-use lance_table::format::Manifest;
+use lance_table::format::{Fragment, Manifest};
 use lance_table::io::commit::{ManifestLocation, ManifestNamingScheme};
 use lance_table::io::deletion::relative_deletion_file_path;
 use lance_table::io::manifest::{read_manifest, read_manifest_indexes};
@@ -18,7 +18,7 @@ use object_store::{Error, ObjectMeta, ObjectStoreExt};
 use crate::catalog::TableEntry;
 use crate::checksums::Summed;
 use crate::checksums::format::{Summer, Sums};
-use crate::checksums::read::{describe, pieces};
+use crate::checksums::read::{STEP_BYTES, describe, pieces};
 use crate::database::Database;
 use crate::error::{Result, StorageError};
 use crate::snapshot::{guard, shown};
@@ -191,7 +191,7 @@ async fn verify(store: Summed, folder: Path, meta: ObjectMeta) -> object_store::
 async fn sum(store: &Summed, location: &Path) -> object_store::Result<Sums> {
     let found = store.raw().get(location).await?;
     let range = found.range.clone();
-    let mut bytes = pieces(found.payload, range);
+    let mut bytes = pieces(found.payload, range, STEP_BYTES);
     let mut summer = Summer::default();
     while let Some(piece) = bytes.try_next().await? {
         summer.update(&piece);
@@ -221,6 +221,7 @@ impl References<'_> {
         let damaged: HashSet<String> = damaged.map(|finding| finding.file.clone()).collect();
         // What is missing, and one version that names it.
         let mut missing: BTreeMap<String, (u64, Path)> = BTreeMap::new();
+        let mut newest_whole = None;
         for meta in files {
             let name = relative(self.folder, &meta.location);
             let Some(file) = name.strip_prefix("_versions/") else { continue };
@@ -233,9 +234,12 @@ impl References<'_> {
                     report.versions += 1;
                     let files = names.into_iter().filter(|name| !there.contains(name));
                     let folders = indices.into_iter().filter(|id| !index_folders.contains(id.as_str()));
+                    let mut is_whole = true;
                     for name in files.chain(folders.map(|id| format!("_indices/{id}"))) {
+                        is_whole = false;
                         missing.entry(name).or_insert_with(|| (version, meta.location.clone()));
                     }
+                    newest_whole = newest_whole.max(is_whole.then_some(version));
                 }
                 Err(error) if error.is_not_found() => {}
                 Err(error) => report.add(Finding {
@@ -248,7 +252,10 @@ impl References<'_> {
         }
         for (name, (version, manifest)) in missing {
             if self.is_there(&manifest).await? && !self.is_there_or_folder(&name).await? {
-                let detail = format!("version {version} names it; restore it from a copy");
+                let older = newest_whole.map_or_else(String::new, |whole| {
+                    format!(", or RESTORE TABLE … TO VERSION {whole}, the newest that has all its files")
+                });
+                let detail = format!("version {version} names it; restore it from a copy{older}");
                 report.add(Finding { file: name, bytes: 0, status: FindingStatus::Missing, detail });
             }
         }
@@ -299,13 +306,15 @@ impl References<'_> {
 
 /// The data and deletion files that a version names in the table's own folder.
 fn names(manifest: &Manifest) -> Vec<String> {
-    let mut names = Vec::new();
-    for fragment in manifest.fragments.iter() {
-        let files = fragment.files.iter().filter(|file| file.base_id.is_none());
-        names.extend(files.map(|file| format!("data/{}", file.path)));
-        if let Some(deletions) = fragment.deletion_file.as_ref().filter(|file| file.base_id.is_none()) {
-            names.push(relative_deletion_file_path(fragment.id, deletions));
-        }
+    manifest.fragments.iter().flat_map(file_names).collect()
+}
+
+/// The data and deletion files of a fragment in the table's own folder.
+pub(crate) fn file_names(fragment: &Fragment) -> Vec<String> {
+    let files = fragment.files.iter().filter(|file| file.base_id.is_none());
+    let mut names: Vec<String> = files.map(|file| format!("data/{}", file.path)).collect();
+    if let Some(deletions) = fragment.deletion_file.as_ref().filter(|file| file.base_id.is_none()) {
+        names.push(relative_deletion_file_path(fragment.id, deletions));
     }
     names
 }

@@ -160,7 +160,11 @@ impl CommitHandler for Committer {
             .commit(manifest, indices, base_path, object_store, manifest_writer, naming_scheme, transaction)
             .await;
         match &committed {
-            Ok(_) => *self.last.lock().unwrap_or_else(PoisonError::into_inner) = next,
+            Ok(_) => {
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = next;
+                // What was refused before was tried again and is there now.
+                self.stale.store(false, Ordering::Release);
+            }
             // Lance reads back whose it is; if it is ours after all, its call succeeds and nobody asks us.
             Err(CommitError::CommitConflict) => self.stale.store(true, Ordering::Release),
             Err(CommitError::OtherError(_)) => {}

@@ -265,6 +265,7 @@ impl Database {
             location: location.clone(),
             created_at_us: definition.now_us,
             defaults: definition.defaults,
+            retention: definition.retention,
         };
         let leftovers = Leftovers::new(self.inner.root.clone(), location.clone());
         let committer = Arc::new(Committer::first(&self.inner.writer, "CREATE TABLE"));
@@ -534,7 +535,7 @@ impl Drop for Leftovers {
 }
 
 /// Names are free but for what no tool could show.
-fn check_name(kind: &str, name: &str) -> Result<()> {
+pub(crate) fn check_name(kind: &str, name: &str) -> Result<()> {
     const NAME_BYTES_MAX: usize = 255;
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(StorageError::invalid(format!(
@@ -628,7 +629,8 @@ fn check_mark(shown: &str, bytes: &[u8]) -> Result<()> {
     }
     if mark.layout > LAYOUT {
         return Err(StorageError::unsupported(format!(
-            "{shown} was made by a newer sagitta (layout {}, this program reads up to {LAYOUT}); use a newer sagitta",
+            "{shown} was made by a newer sagitta ({MARK} says layout {}, this program reads up to {LAYOUT}); use a newer \
+             sagitta",
             mark.layout
         )));
     }

@@ -39,7 +39,8 @@ pub enum StorageError {
     Duplicate(Failure),
     /// The location holds something that is not a Sagitta database.
     NotADatabase(Failure),
-    /// The store does not answer, or refuses: network, bucket, credentials, permissions.
+    /// The store does not answer, or refuses: network, bucket, credentials, permissions. Of a change that failed like
+    /// this it is not known whether it was made; it was made wholly or not at all.
     Unavailable(Failure),
     /// Bytes are not what was written.
     Corrupt(Failure),
@@ -112,10 +113,30 @@ impl StorageError {
 
     /// Sorts an error of Lance. `what` says what was being done, as in "cannot read table docs".
     pub(crate) fn from_lance(what: impl fmt::Display, error: lance::Error) -> Self {
+        if error.is_commit_status_unknown() {
+            // Whatever the cause says of itself ("full", "there already"): the commit may have been made. Taken for a
+            // refusal, it would be made a second time.
+            return Self::unavailable(format!(
+                "{what}: the store did not say whether the change was made; look whether it is there before you run the \
+                 statement again"
+            ))
+            .with_source(error);
+        }
         let kind = lance_kind(&error);
         let advice = advice(kind);
         let reason = reason(kind, &error);
         Self::of(kind, format!("{what}: {reason}{advice}")).with_source(error)
+    }
+
+    /// The same error where the files of a pinned version are read: if one is gone, with what may have removed it.
+    pub(crate) fn while_pinned(mut self) -> Self {
+        if let Self::NotFound(failure) = &mut self {
+            failure.message.push_str(
+                "; a file of the version that is read is gone: VACUUM removes versions beyond the retention of their \
+                 table, DROP and REPLACE remove all; run the statement again, CHECK TABLE tells what is missing",
+            );
+        }
+        self
     }
 
     /// Sorts an error of the object store Lance uses. `what` says what was being done.
@@ -277,6 +298,8 @@ fn lance_kind(error: &lance::Error) -> Kind {
         Error::InvalidInput { .. } | Error::SchemaMismatch { .. } | Error::Schema { .. } => Kind::Invalid,
         Error::DatasetAlreadyExists { .. } => Kind::AlreadyExists,
         Error::DatasetNotFound { .. } | Error::NotFound { .. } => Kind::NotFound,
+        // Under wrappers Lance keeps no error of the store that says so.
+        wrapped if wrapped.is_not_found() => Kind::NotFound,
         Error::CorruptFile { .. } => Kind::Corrupt,
         Error::NotSupported { .. } | Error::VersionConflict { .. } => Kind::Unsupported,
         Error::CommitConflict { .. }
@@ -334,6 +357,9 @@ fn own_chain_kind(error: &object_store::Error) -> Option<Kind> {
     }
     let mut next = StdError::source(error);
     while let Some(current) = next {
+        if current.downcast_ref::<lance::Error>().is_some_and(lance::Error::is_not_found) {
+            return Some(Kind::NotFound);
+        }
         if let Some(io) = current.downcast_ref::<std::io::Error>() {
             return io_kind(io);
         }
@@ -454,6 +480,19 @@ mod tests {
         assert!(matches!(StorageError::from_lance("x", lance), StorageError::Full(_)));
         let nested = std::io::Error::other(generic(io()));
         assert!(matches!(StorageError::from_lance("x", lance::Error::from(nested)), StorageError::Full(_)));
+    }
+
+    #[test]
+    fn a_commit_of_unknown_outcome_is_never_taken_for_a_refusal() {
+        let full = generic(std::io::Error::from(std::io::ErrorKind::StorageFull));
+        let exists = object_store::Error::AlreadyExists { path: "p".into(), source: "412".into() };
+        let causes: [Source; 3] = [full.into(), exists.into(), "no cause".into()];
+        for cause in causes {
+            let unknown = lance::Error::commit_status_unknown_source(7, cause);
+            let error = StorageError::from_lance("cannot commit", unknown);
+            assert!(matches!(error, StorageError::Unavailable(_)), "{error:?}");
+            assert!(error.to_string().contains("look whether it is there"), "{error}");
+        }
     }
 
     #[test]

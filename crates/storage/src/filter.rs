@@ -16,7 +16,7 @@ const DEPTH_MAX: usize = 200;
 
 impl Snapshot {
     /// True if [`Snapshot::scan`] evaluates `expr` exactly: AND, OR and NOT over comparisons, IS [NOT] NULL, IN,
-    /// BETWEEN and LIKE of plain columns of scalar types with literals of the same type.
+    /// BETWEEN and LIKE of plain columns of scalar types with literals of the same type, and constants.
     pub fn can_filter(&self, expr: &Expr) -> bool {
         is_predicate(expr, &self.schema(), DEPTH_MAX)
     }
@@ -55,6 +55,8 @@ fn is_predicate(expr: &Expr, schema: &Schema, depth: usize) -> bool {
                 && matches!(value_type(expr, schema), Some(DataType::Utf8 | DataType::LargeUtf8))
         }
         Expr::Column(_) => value_type(expr, schema) == Some(DataType::Boolean),
+        // What the optimizer makes of a predicate that was handed down already: `id IS NULL` where there is no NULL.
+        Expr::Literal(ScalarValue::Boolean(_), _) => true,
         _ => false,
     }
 }

@@ -25,6 +25,8 @@ use object_store::{
 
 pub(crate) mod faulty;
 
+use faulty::Faulty;
+
 use crate::{
     CreateMode, Database, OpenOptions, Relation, ScanRequest, Snapshot, TableDefinition, TableEntry, TableName,
 };
@@ -38,6 +40,12 @@ pub(crate) fn name(table: &str) -> TableName {
 
 pub(crate) async fn memory() -> Database {
     Database::open("memory:", OpenOptions::default()).await.unwrap()
+}
+
+/// A database over a store, as another process would open it: it remembers nothing.
+pub(crate) async fn open(store: &Arc<Faulty>) -> crate::Result<Database> {
+    let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(Instead(store.clone()));
+    Database::open_wrapped("memory:", OpenOptions::default(), Some(wrapper)).await
 }
 
 /// id (not null), name, price, big, emb; some values of each column are NULL.
@@ -84,7 +92,7 @@ pub(crate) fn stream(batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
 }
 
 pub(crate) fn definition(schema: SchemaRef) -> TableDefinition {
-    TableDefinition { schema, defaults: BTreeMap::new(), primary_key: vec![], now_us: 1 }
+    TableDefinition { schema, defaults: BTreeMap::new(), primary_key: vec![], retention: None, now_us: 1 }
 }
 
 /// A table `t` with the primary key `id` and one row per id.

@@ -3,6 +3,18 @@
 //! The commit of such a statement says so in the manifest (`commit.rs`): the two cannot part. Which version to look at
 //! is told by a small file, written before the commit: `<table>/_keys/<checksum and length of the key>/<version>-<nonce>`.
 //! A file whose version does not name the key belongs to a commit that never was.
+//!
+//! A statement that changes no row makes a version too if it carries a key: that it found nothing is its answer, and
+//! sent again it must not find what came since.
+//!
+//! What a crash leaves, by the last step that was done:
+//! 1. Nothing, or rows in files that no version names: the statement was not applied, and sent again it runs.
+//! 2. The file here: its version does not exist, or another writer made it, without this key. The statement runs again.
+//! 3. The commit: the version names the key, whether or not anybody heard of it. Sent again, the statement is answered.
+//!
+//! Two that send the same key at once plan on the same version, and one of them commits; the other one's commit is
+//! refused, it takes a new turn and finds the key. A key is remembered as long as its version is kept: `VACUUM` forgets
+//! both, and `RESTORE` neither.
 
 use futures::TryStreamExt;
 use object_store::{ObjectStoreExt, PutPayload};

@@ -65,9 +65,11 @@ pub(crate) fn without_key_mark(field: &Field) -> Field {
     field.clone().with_metadata(metadata)
 }
 
-fn can_be_key(data_type: &DataType) -> bool {
-    let is_float = matches!(data_type, DataType::Float16 | DataType::Float32 | DataType::Float64);
-    (data_type.is_primitive() && !is_float)
+/// True for types of which two values are equal or not for sure: whole numbers, decimals, texts, bytes, dates, times
+/// and booleans.
+pub fn can_be_key(data_type: &DataType) -> bool {
+    data_type.is_integer()
+        || data_type.is_temporal()
         || matches!(
             data_type,
             DataType::Boolean
@@ -76,6 +78,8 @@ fn can_be_key(data_type: &DataType) -> bool {
                 | DataType::Binary
                 | DataType::LargeBinary
                 | DataType::FixedSizeBinary(_)
+                | DataType::Decimal128(..)
+                | DataType::Decimal256(..)
         )
 }
 

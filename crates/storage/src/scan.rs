@@ -152,7 +152,7 @@ impl Snapshot {
             async move {
                 let scanner = snapshot.scanner(&request).await?;
                 let stream = scanner.try_into_stream().await;
-                let stream = stream.map_err(|error| StorageError::from_lance(&what, error))?;
+                let stream = stream.map_err(|error| StorageError::from_lance(&what, error).while_pinned())?;
                 Ok::<_, StorageError>(stream)
             }
         };
@@ -161,7 +161,9 @@ impl Snapshot {
                 let what = what.clone();
                 move |stream| {
                     let what = what.clone();
-                    stream.map_err(move |error| DataFusionError::from(StorageError::from_lance(&what, error)))
+                    stream.map_err(move |error| {
+                        DataFusionError::from(StorageError::from_lance(&what, error).while_pinned())
+                    })
                 }
             })
             .try_flatten();
@@ -240,7 +242,7 @@ impl Snapshot {
             let taken = AssertUnwindSafe(builder.execute()).catch_unwind().await;
             let batch = match taken {
                 Ok(Ok(batch)) => batch,
-                Ok(Err(error)) => return Err(StorageError::from_lance(&what, error)),
+                Ok(Err(error)) => return Err(StorageError::from_lance(&what, error).while_pinned()),
                 Err(panic) => return Err(panicked(&what, panic.as_ref())),
             };
             if batch.num_rows() != unique.len() {

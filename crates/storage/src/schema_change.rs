@@ -1,4 +1,5 @@
-//! Columns that come, go and get other names: each change is one version, data files that are there stay as they are.
+//! Columns that come, go and get other names: each change is one version, data files that are there stay as they are. A
+//! table's own name and the defaults of its columns are in the catalog alone: they make no version.
 
 use std::sync::Arc;
 
@@ -11,10 +12,10 @@ use lance::dataset::{BatchUDF, ColumnAlteration, NewColumnTransform};
 use crate::catalog::log::Change as CatalogChange;
 use crate::catalog::{TableEntry, TableName};
 use crate::change::stale_if;
-use crate::database::Database;
+use crate::database::{Database, check_name};
 use crate::error::{Result, StorageError};
 use crate::snapshot::guard;
-use crate::turn::Turn;
+use crate::turn::{Turn, gone};
 use crate::write::storable_schema;
 
 /// The DEFAULT of a new column.
@@ -107,12 +108,88 @@ impl Database {
         storable_schema(&Schema::new(vec![field.with_name(to)]))?;
         // The default first, under both names: one that names no column does no harm, a lost one would.
         self.set_default(name, entry, to, entry.defaults.get(from).cloned()).await?;
-        let (mut dataset, committer) = self.open_to_change(turn.snapshot(), entry, "ALTER TABLE").await?;
-        let what = format!("cannot rename column {from} of table {name}");
         let alteration = ColumnAlteration::new(from.to_owned()).rename(to.to_owned());
+        self.commit_alteration(turn, alteration, format!("cannot rename column {from} of table {name}")).await
+    }
+
+    /// Refuses NULL in a column from now on. Cost: a read of the column.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`]; [`StorageError::Invalid`] if there are rows without a value; [`StorageError::Stale`].
+    pub async fn set_not_null(&self, name: &TableName, entry: &TableEntry, column: &str) -> Result<()> {
+        let alteration = ColumnAlteration::new(column.to_owned()).set_nullable(false);
+        self.alter_column(name, entry, column, alteration).await
+    }
+
+    /// Lets a column hold NULL from now on. Cost: the manifest.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`]; [`StorageError::Invalid`] for a column of the primary key; [`StorageError::Stale`].
+    pub async fn drop_not_null(&self, name: &TableName, entry: &TableEntry, column: &str) -> Result<()> {
+        let alteration = ColumnAlteration::new(column.to_owned()).set_nullable(true);
+        self.alter_column(name, entry, column, alteration).await
+    }
+
+    async fn alter_column(
+        &self,
+        name: &TableName,
+        entry: &TableEntry,
+        column: &str,
+        alteration: ColumnAlteration,
+    ) -> Result<()> {
+        let turn = self.turn(name, entry).await?;
+        let is_nullable = turn.snapshot().field(column)?.is_nullable();
+        if alteration.nullable == Some(is_nullable) {
+            return Ok(());
+        }
+        if turn.snapshot().primary_key().iter().any(|key| key == column) {
+            return Err(StorageError::invalid(format!(
+                "column {column} is part of the primary key of table {name} and stays NOT NULL"
+            )));
+        }
+        self.commit_alteration(turn, alteration, format!("cannot alter column {column} of table {name}")).await
+    }
+
+    async fn commit_alteration(&self, turn: Turn, alteration: ColumnAlteration, what: String) -> Result<()> {
+        let (mut dataset, committer) = self.open_to_change(turn.snapshot(), &turn.entry, "ALTER TABLE").await?;
         let changed = guard(&what, dataset.alter_columns(&[alteration])).await;
         stale_if(changed, &committer)?;
         turn.adopt(dataset).await?;
+        Ok(())
+    }
+
+    /// Gives a column another DEFAULT, or none, for rows to come. Cost: the catalog.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`]; [`StorageError::Conflict`] if the table was dropped meanwhile.
+    pub async fn set_column_default(
+        &self,
+        name: &TableName,
+        entry: &TableEntry,
+        column: &str,
+        default: Option<String>,
+    ) -> Result<()> {
+        let turn = self.turn(name, entry).await?;
+        turn.snapshot().field(column)?;
+        self.set_default(name, entry, column, default).await
+    }
+
+    /// Gives a table another name. Its files, versions and tags stay where and as they are. Cost: the catalog.
+    ///
+    /// # Errors
+    /// [`StorageError::AlreadyExists`]; [`StorageError::NotFound`] for a schema that is not there;
+    /// [`StorageError::Invalid`] for a name that no table can have; [`StorageError::Conflict`] if the table was dropped
+    /// meanwhile.
+    pub async fn rename_table(&self, name: &TableName, entry: &TableEntry, to: &TableName) -> Result<()> {
+        check_name("table", &to.table)?;
+        // Statements of this process that were planned under the old name are through first.
+        let _turn = self.turn(name, entry).await?;
+        let change = |catalog: &crate::catalog::Catalog| match catalog.renamed(name, &entry.id, to)? {
+            Some(next) => Ok(CatalogChange::Write(next, ())),
+            None => Err(gone(name)),
+        };
+        self.catalog_log().commit(change).await?;
+        tracing::info!(table = %name, to = %to, "table renamed");
         Ok(())
     }
 

@@ -152,7 +152,7 @@ impl Snapshot {
         let Some(fragment) = found else {
             return Err(StorageError::internal(format!("{what}: version {} lacks a fragment", self.version())));
         };
-        let deleted = guard(&what, fragment.get_deletion_vector()).await?;
+        let deleted = guard(&what, fragment.get_deletion_vector()).await.map_err(StorageError::while_pinned)?;
         Ok(deleted.map(|rows| rows.iter().collect()).unwrap_or_default())
     }
 

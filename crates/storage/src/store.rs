@@ -21,8 +21,8 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, RenameOptions,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
 };
 
 use crate::checksums::layout::FOLDER as CHECKSUMS_FOLDER;
@@ -146,6 +146,15 @@ impl Root {
     /// The path of `relative` (parts joined by `/`) in [`Root::store`].
     pub(crate) fn path(&self, relative: &str) -> Path {
         relative.split('/').filter(|part| !part.is_empty()).fold(self.base.clone(), Path::join)
+    }
+
+    /// Whether there is a file at `path`. Cost: one request.
+    pub(crate) async fn exists(&self, path: &Path) -> Result<bool> {
+        match self.store().head(path).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(StorageError::from_store(format!("cannot look for {path}"), error)),
+        }
     }
 
     /// The URI of `relative` for Lance.
@@ -286,6 +295,16 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        if options.head {
+            // Each statement looks for a newer catalog and newer versions, which mostly are not there. Asking the system
+            // takes less time than the way to another thread and back.
+            let file = self.inner.path_to_filesystem(location)?;
+            if let Err(error) = std::fs::symlink_metadata(file)
+                && error.kind() == std::io::ErrorKind::NotFound
+            {
+                return Err(object_store::Error::NotFound { path: location.to_string(), source: Box::new(error) });
+            }
+        }
         self.inner.get_opts(location, options).await
     }
 

@@ -8,8 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::transaction::Operation;
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
 
 use crate::catalog::{TableEntry, TableName};
+use crate::check::file_names;
 use crate::commit::{committed_at_us, operation_of};
 use crate::database::Database;
 use crate::error::{Result, StorageError};
@@ -237,15 +240,33 @@ impl Database {
             Some(at) => self.at(&newest, at, now_us).await?.version(),
             None => newest.version(),
         };
+        let taken = |there: u64| {
+            StorageError::already_exists(format!(
+                "tag {tag} names version {there} already; DROP TAG it first or use another name"
+            ))
+        };
+        // Only a look before tells a tag of ours whose answer got lost from one that was there.
+        match tagged(&newest, tag).await {
+            Ok(there) => return Err(taken(there)),
+            Err(StorageError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
         let created = guard("cannot create the tag", newest.dataset().tags().create(tag, version)).await;
-        match created {
-            Ok(()) => Ok(version),
-            Err(error) => match tagged(&newest, tag).await {
-                Ok(there) => Err(StorageError::already_exists(format!(
-                    "tag {tag} names version {there} already; DROP TAG it first or use another name"
-                ))),
-                Err(_) => Err(error),
-            },
+        let Err(error) = created else { return Ok(version) };
+        match tagged(&newest, tag).await {
+            Ok(there) if there == version => Ok(version),
+            Ok(there) => Err(taken(there)),
+            // The store said that the tag was there, and it is not: another write was under way.
+            Err(StorageError::NotFound(_)) if matches!(error, StorageError::Internal(_)) => {
+                Err(StorageError::conflict(format!("tag {tag} was not created; run the statement again"))
+                    .with_source(error))
+            }
+            Err(StorageError::NotFound(_)) => Err(error),
+            Err(_) => Err(StorageError::unavailable(format!(
+                "the store did not say whether tag {tag} was created; look whether it is there before you run the \
+                 statement again"
+            ))
+            .with_source(error)),
         }
     }
 
@@ -264,14 +285,33 @@ impl Database {
         Ok(true)
     }
 
-    /// Makes the rows and columns of an older version the newest ones, as one more version. Returns its number.
+    /// Makes the rows and columns of an older version the newest ones, as one more version. Returns its number. Cost:
+    /// one request for each file of the older version, and the commit.
     ///
     /// # Errors
-    /// As [`Database::snapshot_at`]; [`StorageError::Stale`] if a writer of another process was faster.
+    /// As [`Database::snapshot_at`]; [`StorageError::NotFound`] if a file of the older version is gone;
+    /// [`StorageError::Stale`] if a writer of another process was faster.
     pub async fn restore(&self, name: &TableName, entry: &TableEntry, at: &AsOf, now_us: i64) -> Result<u64> {
         let turn = self.turn(name, entry).await?;
-        let version = self.at(turn.snapshot(), at, now_us).await?.version();
+        let older = self.at(turn.snapshot(), at, now_us).await?;
+        self.check_whole(entry, &older).await?;
+        let version = older.version();
         Ok(turn.finish(Operation::Restore { version }, "RESTORE", None).await?.version())
+    }
+
+    /// A VACUUM that was broken off leaves versions of which some files are gone.
+    async fn check_whole(&self, entry: &TableEntry, older: &Snapshot) -> Result<()> {
+        let folder = self.root().path(&entry.location);
+        let names = older.fragments().iter().flat_map(|fragment| file_names(&fragment.metadata));
+        let files: Vec<Path> = names.map(|name| name.split('/').fold(folder.clone(), Path::join)).collect();
+        let heads = futures::stream::iter(files)
+            .map(|file| async move { self.root().store().head(&file).await.map(|_| ()) })
+            .buffer_unordered(READ_AT_ONCE)
+            .try_collect::<()>();
+        heads.await.map_err(|error| {
+            let what = format!("version {} of {} cannot be read any more", older.version(), older.location());
+            StorageError::from_store(what, error)
+        })
     }
 }
 

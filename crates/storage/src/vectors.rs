@@ -129,7 +129,7 @@ impl Snapshot {
             Some(key) => self.cache().get_or_decode(key, decode).await?,
             None => (decode().await?, false),
         };
-        let deleted = guard(&what, fragment.get_deletion_vector()).await?;
+        let deleted = guard(&what, fragment.get_deletion_vector()).await.map_err(StorageError::while_pinned)?;
         let live = match deleted {
             Some(deleted) if !deleted.is_empty() => {
                 let dead = dead_offsets(&deleted, start, chunk.rows);
@@ -227,11 +227,12 @@ impl Decode<'_> {
         if stored {
             // Rows that a deletion file names must keep their place, so the file is left out of the reading.
             let config = FragReadConfig::default().with_ignore_deletions(true);
-            let reader = guard(self.what, self.fragment.open(projection, config)).await?;
+            let reader =
+                guard(self.what, self.fragment.open(projection, config)).await.map_err(StorageError::while_pinned)?;
             let step = u32::try_from((DECODE_BYTES / self.shape.row_bytes).clamp(1, 1 << 20)).unwrap_or(1024);
-            let batches = guard(self.what, reader.take_range(range, step)).await?;
+            let batches = guard(self.what, reader.take_range(range, step)).await.map_err(StorageError::while_pinned)?;
             let mut batches = batches.buffered(DECODE_AHEAD);
-            while let Some(batch) = guard(self.what, batches.try_next()).await? {
+            while let Some(batch) = guard(self.what, batches.try_next()).await.map_err(StorageError::while_pinned)? {
                 filling.add(&batch, self.shape, self.what)?;
             }
         } else {

@@ -121,7 +121,14 @@ pub(crate) async fn create_dataset(
             progress(WriteProgress { rows: stats.rows_written, bytes: stats.bytes_written });
         });
     }
-    let written = guard(&what, builder.execute_stream(stream)).await;
+    let written = guard(&what, builder.execute_stream(stream)).await.map_err(|error| match error {
+        // Nobody else knows the folder's name: the store had another write under way (S3's 409), or says so.
+        StorageError::AlreadyExists(_) => {
+            StorageError::conflict(format!("{what}: another write was under way; run the statement again"))
+                .with_source(error)
+        }
+        error => error,
+    });
     Ok((witness.explain(written)?, witness.rows()))
 }
 

@@ -103,8 +103,13 @@ fn branch(clause: &MergeClause, scope: &Scope<'_>) -> Result<Branch> {
             if update.assignments.iter().any(|assignment| says_nothing(&assignment.target.to_string())) {
                 (None, vec![])
             } else {
-                let values = assigned(&update.assignments, &scope.target, &scope.fields, &scope.entry)?;
-                (Some(Action::Update), values)
+                let set = assigned(&update.assignments, &scope.target, &scope.fields, &scope.entry)?;
+                if !set.queries.is_empty() {
+                    return Err(Error::unsupported(
+                        "SET (…) = (SELECT …) in MERGE is not supported; join the subquery in USING and write SET (a, b) = (source.x, source.y)",
+                    ));
+                }
+                (Some(Action::Update), set.values)
             }
         }
         MergeAction::Delete { .. } => (Some(Action::Delete), vec![]),

@@ -17,9 +17,9 @@ use futures::FutureExt;
 use operators::change::Gathered;
 use planner::statement::StatementKind;
 use storage::{Change, Failure, IdempotencyKey, Once, Snapshot, StorageError, TableEntry, Turn};
-use tokio::time::Instant;
 
 use crate::answer::Progress;
+use crate::deadline::Deadline;
 use crate::insert::target_name;
 use crate::resolver::StatementTables;
 use crate::session::{Statement, task_context};
@@ -88,7 +88,7 @@ impl Session {
         changing: &Changing<'_>,
         parameters: &[ScalarValue],
         statement: &Statement,
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         let target = changing.target()?;
         retried(&target.name.to_string(), || self.change_once(*changing, &target, parameters, statement, deadline))
@@ -101,7 +101,7 @@ impl Session {
         target: &Target,
         parameters: &[ScalarValue],
         statement: &Statement,
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<Answer> {
         let state = self.state();
         let before = StatementTables::new(self.clone(), state.clone());

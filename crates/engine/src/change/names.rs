@@ -4,9 +4,10 @@
 use std::ops::ControlFlow;
 
 use arrow::datatypes::FieldRef;
+use datafusion::execution::SessionState;
 use datafusion::sql::sqlparser::ast::{
-    self, Assignment, AssignmentTarget, Ident, ObjectName, SelectItem, SetExpr, TableAlias, TableFactor,
-    TableWithJoins, VisitMut, VisitorMut,
+    self, Assignment, AssignmentTarget, Ident, Join, JoinConstraint, JoinOperator, ObjectName, SelectItem, SetExpr,
+    TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins, VisitMut, VisitorMut,
 };
 use planner::resolve::{ROW_ADDRESS, RelationName};
 use planner::statement::StatementKind;
@@ -26,9 +27,15 @@ pub(crate) fn own_relation(table: &str) -> RelationName {
 
 /// A name of our own, in FROM and under an alias.
 pub(crate) fn own_factor(table: &str, alias: &str) -> TableFactor {
+    let alias = TableAlias { explicit: true, name: ident(alias), columns: vec![], at: None };
+    bare_factor(ObjectName::from(vec![ident(OWN_SCHEMA), ident(table)]), Some(alias))
+}
+
+/// `table AS alias` and no more.
+fn bare_factor(name: ObjectName, alias: Option<TableAlias>) -> TableFactor {
     TableFactor::Table {
-        name: ObjectName::from(vec![ident(OWN_SCHEMA), ident(table)]),
-        alias: Some(TableAlias { explicit: true, name: ident(alias), columns: vec![], at: None }),
+        name,
+        alias,
         args: None,
         with_hints: vec![],
         version: None,
@@ -58,6 +65,11 @@ pub(crate) fn column(relation: &str, name: &str) -> ast::Expr {
 /// The literal NULL.
 pub(crate) fn null() -> ast::Expr {
     ast::Expr::Value(ast::Value::Null.into())
+}
+
+/// The literal TRUE or FALSE.
+pub(crate) fn literal(value: bool) -> ast::Expr {
+    ast::Expr::Value(ast::Value::Boolean(value).into())
 }
 
 /// A name as SQL folds it.
@@ -97,19 +109,8 @@ impl Target {
                 alias.name
             )));
         }
-        let bare = TableFactor::Table {
-            name: name.clone(),
-            alias: alias.clone(),
-            args: None,
-            with_hints: vec![],
-            version: None,
-            with_ordinality: false,
-            partitions: vec![],
-            json_path: None,
-            sample: None,
-            index_hints: vec![],
-        };
-        if factor != &bare || alias.as_ref().is_some_and(|alias| !alias.columns.is_empty() || alias.at.is_some()) {
+        let is_bare = factor == &bare_factor(name.clone(), alias.clone());
+        if !is_bare || alias.as_ref().is_some_and(|alias| !alias.columns.is_empty() || alias.at.is_some()) {
             return Err(Error::unsupported(format!(
                 "{factor} is more than {statement} takes: the newest version of a table is changed; write {name} [AS alias]"
             )));
@@ -162,48 +163,155 @@ pub(crate) enum Value {
     Ready(ast::Expr),
 }
 
+/// What SET says.
+#[derive(Debug)]
+pub(crate) struct Assigned {
+    /// What each column of the table gets.
+    pub(crate) values: Vec<Value>,
+    /// Subqueries that `values` take columns of; see [`with_queries`].
+    pub(crate) queries: Vec<TableFactor>,
+}
+
+/// The assignments with `a = (SELECT x FROM …)` as `(a) = (SELECT x FROM …)` if it is the only subquery that does not
+/// aggregate: as a value, such a one must not name the row, and DataFusion joins no more than one that does.
+pub(crate) fn joined(assignments: &[Assignment], state: &SessionState) -> Vec<Assignment> {
+    let aggregates = |query: &ast::Query| match query.body.as_ref() {
+        SetExpr::Select(select) => ast::visit_expressions(&select.projection, |expr| match expr {
+            ast::Expr::Function(function)
+                if state.aggregate_functions().contains_key(&function.name.to_string().to_lowercase()) =>
+            {
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        })
+        .is_break(),
+        _ => true,
+    };
+    let is_joined = |assignment: &Assignment| match (&assignment.target, &assignment.value) {
+        (AssignmentTarget::ColumnName(_), ast::Expr::Subquery(query)) => !aggregates(query),
+        (AssignmentTarget::Tuple(_), value) => matches!(value, ast::Expr::Subquery(_)),
+        _ => false,
+    };
+    let is_only = assignments.iter().filter(|assignment| is_joined(assignment)).count() == 1;
+    let join = |assignment: &Assignment| match &assignment.target {
+        AssignmentTarget::ColumnName(name) if is_only && is_joined(assignment) => {
+            Assignment { target: AssignmentTarget::Tuple(vec![name.clone()]), value: assignment.value.clone() }
+        }
+        _ => assignment.clone(),
+    };
+    assignments.iter().map(join).collect()
+}
+
 /// What SET gives to each column of the table.
 ///
 /// # Errors
-/// A column that does not exist or is set twice, lists of different lengths.
+/// A column that does not exist or is set twice, lists of different lengths, several lists from subqueries.
 pub(crate) fn assigned(
     assignments: &[Assignment],
     target: &Target,
     fields: &[FieldRef],
     entry: &TableEntry,
-) -> Result<Vec<Value>> {
-    let mut values = vec![Value::Kept; fields.len()];
+) -> Result<Assigned> {
+    let (mut values, mut queries) = (vec![Value::Kept; fields.len()], vec![]);
     for assignment in assignments {
-        for (name, value) in pairs(assignment)? {
+        for (name, value) in pairs(assignment, &mut queries)? {
             let at = position(name, target, fields)?;
             if !matches!(values[at], Value::Kept) {
                 return Err(Error::invalid(format!("column \"{}\" is set twice", fields[at].name())));
             }
-            values[at] = Value::Given(value_or_default(value, &fields[at], entry)?);
+            values[at] = Value::Given(value_or_default(&value, &fields[at], entry)?);
         }
     }
-    Ok(values)
+    if queries.len() > 1 {
+        return Err(Error::unsupported(
+            "SET with several lists of columns from subqueries is not supported; write one SET (a, b, c) = (SELECT x, y, z FROM …)",
+        ));
+    }
+    Ok(Assigned { values, queries })
 }
 
-/// The columns of one assignment with their values: `a = 1`, or `(a, b) = (1, 2)`.
-fn pairs(assignment: &Assignment) -> Result<Vec<(&ObjectName, &ast::Expr)>> {
+/// The columns of one assignment with their values: `a = 1`, `(a, b) = (1, 2)`, or `(a, b) = (SELECT x, y FROM …)`.
+fn pairs<'a>(assignment: &'a Assignment, queries: &mut Vec<TableFactor>) -> Result<Vec<(&'a ObjectName, ast::Expr)>> {
     let names = match &assignment.target {
-        AssignmentTarget::ColumnName(name) => return Ok(vec![(name, &assignment.value)]),
+        AssignmentTarget::ColumnName(name) => return Ok(vec![(name, assignment.value.clone())]),
         AssignmentTarget::Tuple(names) => names,
     };
-    let values: Vec<&ast::Expr> = match &assignment.value {
-        ast::Expr::Tuple(values) => values.iter().collect(),
-        ast::Expr::Nested(value) => vec![value.as_ref()],
-        other => {
-            return Err(Error::unsupported(format!(
-                "SET (…) = {other} is not supported; write SET (a, b) = (1, 2), or FROM with a subquery"
-            )));
-        }
+    let values = match &assignment.value {
+        ast::Expr::Tuple(values) => values.clone(),
+        ast::Expr::Nested(value) => vec![value.as_ref().clone()],
+        ast::Expr::Subquery(query) => columns_of_query(query, names.len(), queries)?,
+        other => row_of(other).ok_or_else(|| {
+            Error::unsupported(format!(
+                "SET (…) = {other} is not supported; write SET (a, b) = (1, 2) or SET (a, b) = (SELECT x, y FROM …)"
+            ))
+        })?,
     };
     if names.len() != values.len() {
         return Err(Error::invalid(format!("{} columns are set, but there are {} values", names.len(), values.len())));
     }
     Ok(names.iter().zip(values).collect())
+}
+
+/// The values of `ROW(1, 2)`.
+fn row_of(value: &ast::Expr) -> Option<Vec<ast::Expr>> {
+    let ast::Expr::Function(function) = value else { return None };
+    let ast::FunctionArguments::List(list) = &function.args else { return None };
+    let is_row = function.name.to_string().eq_ignore_ascii_case("row");
+    if !is_row || function.filter.is_some() || function.over.is_some() {
+        return None;
+    }
+    let value = |argument: &ast::FunctionArg| match argument {
+        ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(expr)) => Some(expr.clone()),
+        _ => None,
+    };
+    list.args.iter().map(value).collect()
+}
+
+/// Puts a subquery among `queries`, under names that nobody else has; its `count` columns.
+fn columns_of_query(query: &ast::Query, count: usize, queries: &mut Vec<TableFactor>) -> Result<Vec<ast::Expr>> {
+    if let SetExpr::Select(select) = query.body.as_ref() {
+        let items = &select.projection;
+        let is_one = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+        if items.iter().all(is_one) && items.len() != count {
+            return Err(Error::invalid(format!(
+                "{count} columns are set, but the subquery has {} columns",
+                items.len()
+            )));
+        }
+    }
+    let relation = format!("set query {}", queries.len());
+    let names: Vec<String> = (0..count).map(|at| format!("set column {at}")).collect();
+    let columns = names.iter().map(|name| TableAliasColumnDef { name: ident(name), data_type: None }).collect();
+    queries.push(TableFactor::Derived {
+        // So that it may name the row that is changed.
+        lateral: true,
+        subquery: Box::new(query.clone()),
+        alias: Some(TableAlias { explicit: true, name: ident(&relation), columns, at: None }),
+        sample: None,
+    });
+    Ok(names.iter().map(|name| column(&relation, name)).collect())
+}
+
+/// FROM with the subqueries of SET joined to each row for which `on` is true. A row for which a subquery finds nothing
+/// gets NULLs; one for which it finds several rows is met again, and that is an error of the change.
+pub(crate) fn with_queries(
+    mut from: Vec<TableWithJoins>,
+    queries: Vec<TableFactor>,
+    on: &ast::Expr,
+) -> Vec<TableWithJoins> {
+    if queries.is_empty() || from.is_empty() {
+        return from;
+    }
+    let mut joined = from.remove(0);
+    let others = from.into_iter().map(|other| match other.joins.is_empty() {
+        true => other.relation,
+        false => TableFactor::NestedJoin { table_with_joins: Box::new(other), alias: None },
+    });
+    let cross = others.map(|relation| (relation, JoinOperator::CrossJoin(JoinConstraint::None)));
+    let left = queries.into_iter().map(|query| (query, JoinOperator::Left(JoinConstraint::On(on.clone()))));
+    let joins = cross.chain(left).map(|(relation, join_operator)| Join { relation, global: false, join_operator });
+    joined.joins.extend(joins);
+    vec![joined]
 }
 
 /// The index of a column that SET names, alone or behind the table's name.

@@ -4,11 +4,12 @@ use datafusion::sql::sqlparser::ast::{Delete, FromTable, TableWithJoins, Update,
 use operators::change::Again;
 use planner::change::Action;
 
-use super::names::{Target, alone, assigned};
+use super::names::{Assigned, Target, alone, assigned, joined, literal, with_queries};
 use super::plan::{Branch, ChangeQuery, Rows, Scope};
 use super::refuse;
 use crate::{Error, Result};
 
+const GIVEN_TWICE: &str = "UPDATE cannot affect row a second time: a subquery in SET gives more than one row for it, or several rows of FROM match it; make sure that at most one does, with max(…), GROUP BY or DISTINCT ON";
 const UPDATED_TWICE: &str = "UPDATE cannot affect row a second time: several rows of FROM match one row of the table; make sure that at most one does, with GROUP BY or DISTINCT ON in a subquery";
 
 /// # Errors
@@ -35,15 +36,17 @@ pub(super) fn update_query(update: &Update, scope: &Scope<'_>) -> Result<ChangeQ
         _ => &[],
     };
     scope.target.refuse_twice(others)?;
-    let values = assigned(&update.assignments, &scope.target, &scope.fields, &scope.entry)?;
+    let Assigned { values, queries } =
+        assigned(&joined(&update.assignments, scope.state), &scope.target, &scope.fields, &scope.entry)?;
+    let again = Again::Refuse(if queries.is_empty() { UPDATED_TWICE } else { GIVEN_TWICE });
     Ok(ChangeQuery {
         operation: "UPDATE",
-        from: with_target(scope, others),
+        from: with_queries(with_target(scope, others), queries, &literal(true)),
         selection: update.selection.clone(),
         has_target: true,
         flagged: None,
         branches: vec![Branch { rows: Rows::All, when: None, action: Some(Action::Update), values }],
-        again: Again::Refuse(UPDATED_TWICE),
+        again,
         returning: update.returning.clone(),
     })
 }

@@ -9,14 +9,18 @@ use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, ExprFunctionExt, LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast::{
     self, Assignment, BinaryOperator, ConflictTarget, DoUpdate, Insert, Join, JoinConstraint, JoinOperator, OnConflict,
-    OnConflictAction, OnInsert, TableWithJoins,
+    OnConflictAction, OnInsert, TableFactor, TableWithJoins,
 };
 use operators::change::Again;
 use planner::change::Action;
+use planner::resolve::RelationName;
 
-use super::names::{Value, alone, assigned, column, folded, own_factor, own_relation, qualify};
+use super::names::{
+    Assigned, Value, alone, assigned, column, folded, joined, literal, own_factor, own_relation, qualify, with_queries,
+};
 use super::plan::{Branch, ChangeQuery, Rows, Scope};
 use crate::insert::{source_plan, table_columns, targets};
+use crate::keys::key_name;
 use crate::{Error, Result};
 
 /// What the new rows are called, by PostgreSQL's word and among the names of a change.
@@ -25,6 +29,7 @@ const EXCLUDED: &str = "excluded";
 const POSITION: &str = "change.position";
 /// The column that numbers the new rows of one key.
 const NTH: &str = "change.nth";
+const GIVEN_TWICE: &str = "ON CONFLICT DO UPDATE command cannot affect row a second time: a subquery in SET gives more than one row for it, or several new rows have one key; make sure that at most one does, with max(…), GROUP BY or DISTINCT ON";
 const UPSERTED_TWICE: &str = "ON CONFLICT DO UPDATE command cannot affect row a second time: several new rows have one key; make sure that each key is there once, with DISTINCT ON or GROUP BY";
 
 /// What an INSERT with clauses says.
@@ -58,18 +63,28 @@ pub(super) async fn upsert_query(insert: &Insert, scope: &Scope<'_>) -> Result<C
             returning: insert.returning.clone(),
         });
     };
-    let (branches, again) = match &conflict.action {
+    let (branches, queries, again) = match &conflict.action {
         OnConflictAction::DoNothing => {
             let first = nth(BinaryOperator::Eq);
-            (vec![insertion(Rows::WithoutTarget, Some(first), scope)], Again::Ignore)
+            (vec![insertion(Rows::WithoutTarget, Some(first), scope)], vec![], Again::Ignore)
         }
-        OnConflictAction::DoUpdate(update) => (do_update(update, scope)?, Again::Refuse(UPSERTED_TWICE)),
+        OnConflictAction::DoUpdate(update) => {
+            let (branches, queries) = do_update(update, scope)?;
+            let again = if queries.is_empty() { UPSERTED_TWICE } else { GIVEN_TWICE };
+            (branches, queries, Again::Refuse(again))
+        }
     };
     let join_operator = JoinOperator::Left(JoinConstraint::On(same_key(scope)));
     let join = Join { relation: scope.target_factor(), global: false, join_operator };
+    let from = vec![TableWithJoins { relation: own_factor(EXCLUDED, EXCLUDED), joins: vec![join] }];
+    // The subqueries of SET are for rows that are there: a new row must not meet several rows of theirs.
+    let is_there = scope
+        .key()
+        .first()
+        .map_or_else(|| literal(false), |key| ast::Expr::IsNotNull(Box::new(column(&scope.target.alias, key))));
     Ok(ChangeQuery {
         operation: "INSERT",
-        from: vec![TableWithJoins { relation: own_factor(EXCLUDED, EXCLUDED), joins: vec![join] }],
+        from: with_queries(from, queries, &is_there),
         selection: None,
         has_target: true,
         flagged: None,
@@ -94,10 +109,16 @@ fn check_key(conflict: &OnConflict, scope: &Scope<'_>) -> Result<()> {
         ));
     }
     match (&conflict.conflict_target, &conflict.action) {
-        (Some(ConflictTarget::OnConstraint(_)), _) => Err(Error::unsupported(format!(
-            "ON CONFLICT ON CONSTRAINT is not supported; name the columns: ON CONFLICT ({})",
-            key.join(", ")
-        ))),
+        (Some(ConflictTarget::OnConstraint(constraint)), _) => {
+            let called = key_name(&name.table);
+            match RelationName::of_sql(constraint)?.table == called {
+                true => Ok(()),
+                false => Err(Error::invalid(format!(
+                    "{constraint} is no key of table \"{name}\"; write ON CONFLICT ON CONSTRAINT {called}, or ON CONFLICT ({})",
+                    key.join(", ")
+                ))),
+            }
+        }
         (None, OnConflictAction::DoUpdate(_)) => {
             Err(Error::invalid(format!("DO UPDATE names the key: ON CONFLICT ({}) DO UPDATE …", key.join(", "))))
         }
@@ -167,7 +188,7 @@ fn same_key(scope: &Scope<'_>) -> ast::Expr {
         right: Box::new(right),
     };
     let all = scope.key().iter().map(equal).reduce(both);
-    all.unwrap_or_else(|| ast::Expr::Value(ast::Value::Boolean(false).into()))
+    all.unwrap_or_else(|| literal(false))
 }
 
 /// A condition on the number of a new row among those of its key.
@@ -185,24 +206,26 @@ fn insertion(rows: Rows, when: Option<ast::Expr>, scope: &Scope<'_>) -> Branch {
 }
 
 /// A second new row of a key is an error, a first one is inserted, and a row that is there is updated if WHERE says so.
-fn do_update(update: &DoUpdate, scope: &Scope<'_>) -> Result<Vec<Branch>> {
+/// Also the subqueries of SET.
+fn do_update(update: &DoUpdate, scope: &Scope<'_>) -> Result<(Vec<Branch>, Vec<TableFactor>)> {
     let with_table = |expr: &ast::Expr| {
         let mut expr = expr.clone();
         qualify(&mut expr, &scope.target, &scope.fields);
         expr
     };
-    let mut assignments: Vec<Assignment> = update.assignments.clone();
+    let mut assignments: Vec<Assignment> = joined(&update.assignments, scope.state);
     for assignment in &mut assignments {
         if !crate::insert::is_default(&assignment.value) {
             assignment.value = with_table(&assignment.value);
         }
     }
-    let values = assigned(&assignments, &scope.target, &scope.fields, &scope.entry)?;
+    let Assigned { values, queries } = assigned(&assignments, &scope.target, &scope.fields, &scope.entry)?;
     let when = update.selection.as_ref().map(with_table);
     let repeated = Some(nth(BinaryOperator::Gt));
-    Ok(vec![
+    let branches = vec![
         Branch { rows: Rows::WithoutTarget, when: repeated, action: Some(Action::Repeat), values: vec![] },
         insertion(Rows::WithoutTarget, None, scope),
         Branch { rows: Rows::Matched, when, action: Some(Action::Update), values },
-    ])
+    ];
+    Ok((branches, queries))
 }

@@ -8,8 +8,12 @@
 //! ```
 //!
 //! `sagitta_catalog` is the magic and the version of the format, `number` the number in the file's name, `nonce` a
-//! random text by which a writer knows its own file again, `bytes` and `crc32` (CRC-32/ISO-HDLC) the length and the
-//! checksum of the second line without its line feed. A reader refuses a newer version and ignores unknown fields.
+//! random text by which a writer knows its own file again (32 hexadecimal digits, a dash, and their CRC-32; older files
+//! have the digits alone), `bytes` and `crc32` (CRC-32/ISO-HDLC) the length and the checksum of the second line without
+//! its line feed. A reader refuses a newer version and ignores unknown fields.
+//!
+//! Version 2 added the retention of tables. A catalog without one is written as version 1: older programs still read it,
+//! and those that would lose a retention when they write the next catalog refuse it.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -19,12 +23,20 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Catalog, ExternalTable, Relation, SchemaEntry, TableEntry, ViewEntry};
 use crate::error::{Result, StorageError};
+use crate::retention::Retention;
 
-/// The version this program writes and the newest it reads.
-pub(crate) const VERSION: u32 = 1;
+/// The newest version that this program reads, written if a table has a retention.
+pub(crate) const VERSION: u32 = 2;
+
+/// The version that is written otherwise.
+const VERSION_WITHOUT_RETENTION: u32 = 1;
+
+/// Letters of a nonce without its checksum.
+const NONCE_DIGITS: usize = 32;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -54,6 +66,8 @@ enum StoredRelation {
         created_at_us: i64,
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         defaults: BTreeMap<String, String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retention: Option<Retention>,
     },
     External {
         format: String,
@@ -78,6 +92,20 @@ pub(crate) struct Decoded {
     pub(crate) nonce: String,
 }
 
+/// A new nonce. It proves itself, as nothing else in the file covers it: a writer that did not know its own file again
+/// would make its change twice.
+pub(crate) fn nonce(id: Uuid) -> String {
+    let digits = id.simple().to_string();
+    format!("{digits}-{:08x}", crc32fast::hash(digits.as_bytes()))
+}
+
+fn is_damaged(nonce: &str) -> bool {
+    match nonce.split_once('-') {
+        Some((digits, sum)) => format!("{:08x}", crc32fast::hash(digits.as_bytes())) != sum,
+        None => nonce.len() > NONCE_DIGITS,
+    }
+}
+
 /// The bytes of `catalog` as file number `catalog.number`.
 pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
     let mut schemas = BTreeMap::new();
@@ -90,13 +118,21 @@ pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
     }
     let body = to_json(&Body { schemas })?;
     let header = to_json(&Header {
-        sagitta_catalog: VERSION,
+        sagitta_catalog: version_of(catalog),
         number: catalog.number,
         nonce: nonce.to_owned(),
         bytes: body.len(),
         crc32: format!("{:08x}", crc32fast::hash(body.as_bytes())),
     })?;
     Ok(format!("{header}\n{body}\n").into_bytes())
+}
+
+/// The oldest version that can say what is in the catalog.
+fn version_of(catalog: &Catalog) -> u32 {
+    let mut relations = catalog.schemas.values().flat_map(|schema| schema.relations.values());
+    let has_retention =
+        relations.any(|relation| matches!(relation, Relation::Table(TableEntry { retention: Some(_), .. })));
+    if has_retention { VERSION } else { VERSION_WITHOUT_RETENTION }
 }
 
 /// Reads file number `number`. `file` names it in messages.
@@ -125,6 +161,9 @@ pub(crate) fn decode(bytes: &[u8], number: u64, file: &str) -> Result<Decoded> {
     if crc32 != header.crc32 {
         return Err(corrupt(format!("its checksum is {crc32} instead of {}", header.crc32)));
     }
+    if is_damaged(&header.nonce) {
+        return Err(corrupt("its nonce is not what was written".to_owned()));
+    }
     if header.number != number {
         return Err(corrupt(format!("it says it is number {}", header.number)));
     }
@@ -149,8 +188,8 @@ fn to_json(value: &impl Serialize) -> Result<String> {
 
 fn store(relation: &Relation) -> Result<StoredRelation> {
     Ok(match relation.clone() {
-        Relation::Table(TableEntry { id, location, created_at_us, defaults }) => {
-            StoredRelation::Table { id, location, created_at_us, defaults }
+        Relation::Table(TableEntry { id, location, created_at_us, defaults, retention }) => {
+            StoredRelation::Table { id, location, created_at_us, defaults, retention }
         }
         Relation::External(ExternalTable { format, location, options, schema, created_at_us }) => {
             let schema_ipc = schema.map(|schema| schema_to_hex(&schema)).transpose()?;
@@ -162,8 +201,8 @@ fn store(relation: &Relation) -> Result<StoredRelation> {
 
 fn load(relation: StoredRelation) -> Result<Relation> {
     Ok(match relation {
-        StoredRelation::Table { id, location, created_at_us, defaults } => {
-            Relation::Table(TableEntry { id, location, created_at_us, defaults })
+        StoredRelation::Table { id, location, created_at_us, defaults, retention } => {
+            Relation::Table(TableEntry { id, location, created_at_us, defaults, retention })
         }
         StoredRelation::External { format, location, options, schema_ipc, created_at_us } => {
             let schema = schema_ipc.map(|hex| schema_from_hex(&hex)).transpose()?;
@@ -213,6 +252,7 @@ mod tests {
                     location: "public/t-1.lance".into(),
                     created_at_us: 5,
                     defaults: BTreeMap::from([("a".into(), "1 + 1".into())]),
+                    retention: Some(Retention::ForMs(1_000)),
                 }),
             ),
             (
@@ -263,13 +303,38 @@ mod tests {
     }
 
     #[test]
+    fn a_flipped_bit_in_a_nonce_is_noticed() {
+        let nonce = nonce(Uuid::from_u128(77));
+        let good = String::from_utf8(encode(&sample(), &nonce).unwrap()).unwrap();
+        assert_eq!(decode(good.as_bytes(), 3, "3.json").unwrap().nonce, nonce);
+        let start = good.find(&nonce).unwrap();
+        for bit in start * 8..(start + nonce.len()) * 8 {
+            let mut bad = good.clone().into_bytes();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bad, 3, "3.json").is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn a_newer_format_is_refused_with_a_next_step() {
         let text = String::from_utf8(encode(&sample(), "n").unwrap()).unwrap();
-        let newer = text.replacen("\"sagitta_catalog\":1", "\"sagitta_catalog\":2", 1);
+        let newer = text.replacen("\"sagitta_catalog\":2", "\"sagitta_catalog\":3", 1);
         let error = decode(newer.as_bytes(), 3, "3.json").unwrap_err();
         assert!(
             matches!(error, StorageError::Unsupported(_)) && error.to_string().contains("newer sagitta"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn only_a_catalog_with_a_retention_needs_version_2() {
+        let name = TableName::new(DEFAULT_SCHEMA, "t");
+        let without = sample().with_retention(&name, "id", None).unwrap();
+        let forever = sample().with_retention(&name, "id", Some(Retention::Forever)).unwrap();
+        for (catalog, version) in [(sample(), 2), (forever, 2), (without, 1)] {
+            let bytes = encode(&catalog, "n").unwrap();
+            assert!(bytes.starts_with(format!("{{\"sagitta_catalog\":{version},").as_bytes()), "{catalog:?}");
+            assert_eq!(decode(&bytes, 3, "3.json").unwrap().catalog, catalog);
+        }
     }
 }

@@ -30,6 +30,9 @@ const BACKOFF: Duration = Duration::from_millis(2);
 /// The longest wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
+/// How often a file that cannot be read is read: bits also flip on the way.
+const READS_MAX: u32 = 2;
+
 /// Successors that are looked for one by one before the folder is listed instead.
 const PROBES_MAX: u32 = 16;
 
@@ -49,6 +52,21 @@ pub(crate) struct CommitError {
     pub(crate) error: StorageError,
     /// The change may still be in the catalog: nothing it names may be removed.
     pub(crate) outcome_unknown: bool,
+}
+
+impl CommitError {
+    /// `error` is what was heard last: whatever it says of itself, the file may be there.
+    fn unknown(what: &str, error: StorageError) -> Self {
+        let error = match error {
+            StorageError::Unavailable(_) => error,
+            other => StorageError::unavailable(format!(
+                "{what}: the store did not say whether the change was made; look whether it is there before you run \
+                 the statement again"
+            ))
+            .with_source(other),
+        };
+        Self { error, outcome_unknown: true }
+    }
 }
 
 impl From<StorageError> for CommitError {
@@ -81,10 +99,10 @@ impl CatalogLog {
         Self { root, known: std::sync::Mutex::new(None), turn: Mutex::new(()) }
     }
 
-    /// The newest catalog. Cost: one GET that finds nothing when nothing changed, else one more per change.
+    /// The newest catalog. Cost: one HEAD that finds nothing when nothing changed, else a GET per change more.
     pub(crate) async fn newest(&self) -> Result<Arc<Catalog>> {
         if let Some(known) = self.known()
-            && self.get(known.number + 1).await?.is_none()
+            && !self.root.exists(&self.path(known.number + 1)).await?
         {
             return Ok(known);
         }
@@ -136,9 +154,8 @@ impl CatalogLog {
             },
         };
         let mut probes = 0;
-        while let Some(bytes) = self.get(current.number + 1).await? {
-            let number = current.number + 1;
-            current = Arc::new(format::decode(&bytes, number, &self.shown(number))?.catalog);
+        while let Some(there) = self.read(current.number + 1).await? {
+            current = Arc::new(there.catalog);
             probes += 1;
             if probes >= PROBES_MAX {
                 probes = 0;
@@ -161,13 +178,13 @@ impl CatalogLog {
     }
 
     async fn read_existing(&self, number: u64) -> Result<Arc<Catalog>> {
-        let bytes = self.get(number).await?.ok_or_else(|| {
+        let there = self.read(number).await?.ok_or_else(|| {
             StorageError::corrupt(format!(
                 "catalog file {} was listed but is not there; restore it from a copy",
                 self.shown(number)
             ))
         })?;
-        Ok(Arc::new(format::decode(&bytes, number, &self.shown(number))?.catalog))
+        Ok(Arc::new(there.catalog))
     }
 
     /// The highest number of a file in the folder; 0 if there is none.
@@ -187,6 +204,19 @@ impl CatalogLog {
         Ok(last)
     }
 
+    /// The file of this number, if it is there.
+    async fn read(&self, number: u64) -> Result<Option<format::Decoded>> {
+        let mut reads = 0;
+        loop {
+            let Some(bytes) = self.get(number).await? else { return Ok(None) };
+            reads += 1;
+            match format::decode(&bytes, number, &self.shown(number)) {
+                Err(error) if reads < READS_MAX => tracing::warn!(number, %error, "reading a catalog file again"),
+                decoded => return decoded.map(Some),
+            }
+        }
+    }
+
     async fn get(&self, number: u64) -> Result<Option<bytes::Bytes>> {
         let what = || format!("cannot read the catalog file {}", self.shown(number));
         let found = async { self.root.store().get(&self.path(number)).await?.bytes().await }.await;
@@ -201,7 +231,7 @@ impl CatalogLog {
 
     /// Writes the file of `next` if its number is free. Our own success is recognised even if its answer was lost.
     async fn put(&self, next: &Catalog) -> Result<Put, CommitError> {
-        let nonce = Uuid::new_v4().simple().to_string();
+        let nonce = format::nonce(Uuid::new_v4());
         let payload = PutPayload::from(format::encode(next, &nonce)?);
         let path = self.path(next.number);
         let what = || format!("cannot write the catalog file {}", self.shown(next.number));
@@ -221,35 +251,23 @@ impl CatalogLog {
             // Any other answer leaves open whether the file was made: only reading it tells. Even a full disk can let
             // the file appear and fail only when its folder is synced.
             unclear |= !taken && !said_no;
-            match self.get(next.number).await {
-                Ok(Some(bytes)) => {
-                    // What is there and cannot be read may be ours.
-                    let there = format::decode(&bytes, next.number, &self.shown(next.number))
-                        .map_err(|error| CommitError { error, outcome_unknown: true })?;
-                    return if there.nonce != nonce {
-                        Ok(Put::Taken)
-                    } else if said_no {
-                        Err(CommitError { error, outcome_unknown: true })
-                    } else {
-                        Ok(Put::Done)
-                    };
-                }
+            match self.read(next.number).await {
+                Ok(Some(there)) if there.nonce != nonce => return Ok(Put::Taken),
+                Ok(Some(_)) if said_no => return Err(CommitError::unknown(&what(), error)),
+                Ok(Some(_)) => return Ok(Put::Done),
                 Ok(None) if said_no && !unclear => return Err(error.into()),
                 // A request of ours that is still under way can only make this very file: trying again is safe.
                 Ok(None) if retry + 1 < RETRIES_MAX => {
                     tracing::warn!(number = next.number, retry, %error, "catalog write unclear, trying again");
                 }
-                Ok(None) | Err(_) if retry + 1 >= RETRIES_MAX => {
-                    return Err(CommitError { error, outcome_unknown: true });
-                }
+                Ok(None) | Err(_) if retry + 1 >= RETRIES_MAX => return Err(CommitError::unknown(&what(), error)),
                 Ok(None) => {}
+                // What is there and cannot be read may be ours.
+                Err(read @ StorageError::Corrupt(_)) => return Err(CommitError::unknown(&what(), read)),
                 Err(read) => tracing::warn!(number = next.number, retry, %read, "catalog cannot be read back"),
             }
         }
-        Err(CommitError {
-            error: StorageError::unavailable(format!("{}: the store does not answer", what())),
-            outcome_unknown: true,
-        })
+        Err(CommitError::unknown(&what(), StorageError::unavailable("the store does not answer")))
     }
 
     fn path(&self, number: u64) -> Path {

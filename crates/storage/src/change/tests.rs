@@ -172,6 +172,48 @@ async fn columns_come_and_go_in_versions_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_renamed_while_a_change_is_committed_keeps_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let location = folder.path().display().to_string();
+    let one = Database::open(&location, OpenOptions::default()).await.unwrap();
+    table(&one, &[0..5]).await;
+    let other = Database::open(&location, OpenOptions::default()).await.unwrap();
+    let (t, u) = (name("t"), name("u"));
+    let entry = entry(&one, &t).await;
+    let turn = one.turn(&t, &entry).await.unwrap();
+    let dataset = turn.snapshot().dataset().as_ref().clone();
+    other.rename_table(&t, &entry, &u).await.unwrap();
+    // The last step of a commit whose check came before the new name.
+    turn.adopt(dataset).await.unwrap();
+    assert_eq!(newest(&one, &u).await.row_count(), 5);
+    let late = one.append(&t, &entry, stream(vec![rows(5..6)]), None).await;
+    assert!(matches!(late, Err(StorageError::Conflict(_))), "{late:?}");
+    one.append(&u, &entry, stream(vec![rows(5..6)]), None).await.unwrap();
+    assert!(other.rename_table(&t, &entry, &name("w")).await.is_err());
+}
+
+#[tokio::test]
+async fn a_column_is_not_null_once_no_row_lacks_it() {
+    let database = memory().await;
+    let before = keyed(&database, 0..5).await;
+    let t = name("t");
+    let entry = entry(&database, &t).await;
+    let field = arrow::datatypes::Field::new("more", arrow::datatypes::DataType::Int64, true);
+    database.add_column(&t, &entry, &field, None).await.unwrap();
+    let refused = database.set_not_null(&t, &entry, "more").await;
+    assert!(matches!(refused, Err(StorageError::Invalid(_))), "{refused:?}");
+    assert!(matches!(database.drop_not_null(&t, &entry, "id").await, Err(StorageError::Invalid(_))));
+    database.truncate(&t, &entry).await.unwrap();
+    let is_nullable =
+        async || newest(&database, &name("t")).await.schema().field_with_name("more").unwrap().is_nullable();
+    database.set_not_null(&t, &entry, "more").await.unwrap();
+    assert!(!is_nullable().await);
+    database.drop_not_null(&t, &entry, "more").await.unwrap();
+    assert!(is_nullable().await);
+    assert_eq!(newest(&database, &t).await.version(), before.version() + 4);
+}
+
+#[tokio::test]
 async fn a_statement_with_a_key_is_applied_once() {
     let folder = tempfile::tempdir().unwrap();
     let location = folder.path().display().to_string();
@@ -193,4 +235,25 @@ async fn a_statement_with_a_key_is_applied_once() {
     assert_eq!(turn.applied(&key("other", "a")).await.unwrap(), None);
     let misused = turn.applied(&key("k", "b")).await;
     assert!(matches!(misused, Err(StorageError::Conflict(_))), "{misused:?}");
+}
+
+#[tokio::test]
+async fn a_statement_with_a_key_that_changes_nothing_is_remembered() {
+    let database = memory().await;
+    let before = table(&database, &[0..10]).await;
+    let t = name("t");
+    let entry = entry(&database, &t).await;
+    let key = |key: &str| IdempotencyKey { key: key.into(), statement: "a".into() };
+    for (at, inserted) in [(1, None), (2, Some(0..0))] {
+        let name = format!("nothing-{at}");
+        let once = Some(Once { key: key(&name), count: 0 });
+        let turn = database.turn(&t, &entry).await.unwrap();
+        let done = turn.commit(Change { once, ..change(vec![], inserted) }).await.unwrap();
+        assert_eq!(done.version, before.version() + at);
+        let turn = database.turn(&t, &entry).await.unwrap();
+        assert_eq!(turn.applied(&key(&name)).await.unwrap(), Some(0));
+    }
+    assert_eq!(live(&database).await, (0..10).collect::<Vec<i32>>());
+    let changes = database.changes(&entry, before.version(), before.version() + 2).await.unwrap();
+    assert!(changes.added.is_empty() && changes.removed.is_empty());
 }

@@ -22,8 +22,12 @@ use super::format::{BLOCK_BYTES, Sums};
 use super::layout::TableFile;
 use super::sidecars::{Candidates, Found};
 
-/// Bytes that are verified in one step of a long read, and the longest read that is held as a whole.
+/// Bytes that are verified in one step of a long read.
 pub(crate) const STEP_BYTES: u64 = 4 << 20;
+
+/// The longest read that is held as a whole. Lance asks for pages and groups of them, and holds what it asked for: cut
+/// into steps, they would be put together again at the cost of two copies.
+const WHOLE_BYTES_MAX: u64 = 64 << 20;
 
 /// How often a read that does not match its sums is made.
 const READS_MAX: u32 = 2;
@@ -129,14 +133,17 @@ async fn get_once(
     let (meta, attributes, extensions) = (fetched.meta, fetched.attributes, fetched.extensions);
     let payload = match fetched.payload {
         // A short read is verified before the answer is given, a long one while it is handed out.
-        payload if covered.end - covered.start <= STEP_BYTES => {
-            let source = pieces(payload, covered.clone());
+        payload if covered.end - covered.start <= WHOLE_BYTES_MAX => {
+            let source = pieces(payload, covered.clone(), WHOLE_BYTES_MAX);
             let bytes = collect(source, &covered, location).await?;
             verify(store, location, file, size, covered.start, &bytes).await?;
             let bytes = cut(bytes, covered.start, &range);
             futures::stream::once(async move { Ok(bytes) }).boxed()
         }
-        payload => verified(store.clone(), location.clone(), size, pieces(payload, covered.clone()), covered, &range),
+        payload => {
+            let source = pieces(payload, covered.clone(), STEP_BYTES);
+            verified(store.clone(), location.clone(), size, source, covered, &range)
+        }
     };
     Ok(GetResult { payload: GetResultPayload::Stream(payload), meta, range, attributes, extensions })
 }
@@ -263,8 +270,13 @@ fn cut_short(location: &Path, at: u64, end: u64) -> Error {
     Error::Generic { store: super::STORE, source: text.into() }
 }
 
-/// The bytes of an answer. A file of this machine is read in long pieces, which `object_store` itself does not do.
-pub(crate) fn pieces(payload: GetResultPayload, range: Range<u64>) -> BoxStream<'static, object_store::Result<Bytes>> {
+/// The bytes of an answer. A file of this machine is read in pieces of `longest` bytes, `object_store` itself reads short
+/// ones.
+pub(crate) fn pieces(
+    payload: GetResultPayload,
+    range: Range<u64>,
+    longest: u64,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
     match payload {
         GetResultPayload::Stream(stream) => stream,
         GetResultPayload::File(file, path) => {
@@ -274,12 +286,16 @@ pub(crate) fn pieces(payload: GetResultPayload, range: Range<u64>) -> BoxStream<
                     if range.start >= range.end {
                         return Ok(None);
                     }
-                    let length = (range.end - range.start).min(STEP_BYTES);
+                    let length = (range.end - range.start).min(longest);
                     let rest = range.start + length..range.end;
                     let read = tokio::task::spawn_blocking(move || {
-                        let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+                        // Into memory that is not cleared first: a file that is too short shows by the length.
+                        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
                         file.seek(SeekFrom::Start(range.start))?;
-                        file.read_exact(&mut bytes)?;
+                        (&file).take(length).read_to_end(&mut bytes)?;
+                        if (bytes.len() as u64) < length {
+                            return Err(std::io::ErrorKind::UnexpectedEof.into());
+                        }
                         Ok::<_, std::io::Error>((Bytes::from(bytes), file))
                     });
                     let (bytes, file) = read.await?.map_err(|error| unreadable(&path, error))?;

@@ -1,5 +1,5 @@
-//! Tests of the checksums: what is written and found, at which cost; flipped bits in every kind of file; races and
-//! lost answers. The bytes of sidecars are tested in `format.rs`.
+//! Tests of the checksums: what is written and found, at which cost; bits that flip on the way; races and lost answers.
+//! The bytes of sidecars are tested in `format.rs`, bits that flip at rest in `../faults/flips.rs`.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,8 @@ use object_store::{GetRange, PutMode};
 
 use super::*;
 use crate::fixtures::faulty::{Fault, Faulty, Operation, Rule, next};
-use crate::fixtures::{Instead, entry, foreign, name, newest, request, rows, stream, table};
-use crate::{Database, FindingStatus, OpenOptions, StorageError};
-
-/// Flips in each kind of file.
-const TRIALS_PER_CLASS: u64 = 60;
+use crate::fixtures::{Instead, entry, foreign, name, newest, open, request, rows, stream, table};
+use crate::{Database, OpenOptions, StorageError};
 
 /// A store in memory that can go wrong, the store with checksums around it, and a name for a file in a table.
 fn stores() -> (Arc<Faulty>, Summed) {
@@ -55,12 +52,6 @@ async fn flip(store: &dyn ObjectStore, at: &Path, bit: u64) {
 async fn paths(store: &dyn ObjectStore) -> Vec<String> {
     let all: Vec<ObjectMeta> = store.list(None).try_collect().await.unwrap();
     all.into_iter().map(|meta| meta.location.to_string()).collect()
-}
-
-/// A database over a store, as another process would open it: it remembers nothing.
-async fn open(store: &Arc<Faulty>) -> crate::Result<Database> {
-    let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(Instead(store.clone()));
-    Database::open_wrapped("memory:", OpenOptions::default(), Some(wrapper)).await
 }
 
 #[tokio::test]
@@ -321,55 +312,6 @@ async fn answer(database: &Database) -> crate::Result<RecordBatch> {
         })?);
     }
     Ok(arrow::compute::concat_batches(&snapshot.schema(), &batches).unwrap())
-}
-
-fn class_of(path: &str) -> Option<&'static str> {
-    let below = path.split_once(".lance/")?.1;
-    let classes = ["data/", "_deletions/", "_versions/", "_transactions/", "_indices/", "_crc/"];
-    classes.into_iter().find(|class| below.starts_with(class))
-}
-
-#[tokio::test]
-async fn no_flipped_bit_in_any_kind_of_file_gives_a_wrong_answer() {
-    let store = Faulty::new(Arc::new(InMemory::new()), 1);
-    let expected = rich_table(&store).await;
-    let raw = store.inner().as_ref();
-    let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for path in paths(raw).await {
-        if let Some(class) = class_of(&path) {
-            classes.entry(class).or_default().push(path);
-        }
-    }
-    assert_eq!(classes.len(), 6, "{classes:?}");
-    let mut seed = 42;
-    let mut refused = 0;
-    for (class, files) in &classes {
-        for trial in 0..TRIALS_PER_CLASS {
-            seed = next(seed);
-            let at = Path::parse(&files[seed as usize % files.len()]).unwrap();
-            seed = next(seed);
-            let bit = seed;
-            flip(raw, &at, bit).await;
-            let shown = format!("{class} {trial}: bit {bit} of {at}");
-            let database = open(&store).await.unwrap();
-            match answer(&database).await {
-                Ok(found) => assert_eq!(found, expected, "{shown}"),
-                Err(error) => {
-                    assert!(matches!(error, StorageError::Corrupt(_)), "{shown}: {error:?}");
-                    assert!(error.to_string().contains(DAMAGE), "{shown}: {error}");
-                    refused += 1;
-                }
-            }
-            let report = database.check(&entry(&database, &name("t")).await).await.unwrap();
-            assert_eq!(report.files_damaged, 1, "{shown}: {report:?}");
-            let finding = &report.findings[0];
-            assert_eq!(finding.status, FindingStatus::Damaged);
-            assert!(at.as_ref().contains(&finding.file), "{shown}: {finding:?}");
-            flip(raw, &at, bit).await;
-        }
-    }
-    assert!(refused > TRIALS_PER_CLASS * 2, "{refused}");
-    assert_eq!(answer(&open(&store).await.unwrap()).await.unwrap(), expected);
 }
 
 #[tokio::test]

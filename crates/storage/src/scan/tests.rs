@@ -169,6 +169,13 @@ fn filters() -> Vec<Expr> {
         Expr::Not(Box::new(col("price").gt(lit(12.5)).and(col("name").eq(lit("name 3"))))),
         Expr::Not(Box::new(col("name").like(lit("name 1%")).or(ident("Big").lt(lit(1_i64))))),
         col("id").gt(lit(3)).and(col("price").lt(lit(20.0))).and(col("name").is_not_null()),
+        lit(true),
+        lit(false),
+        lit(ScalarValue::Boolean(None)),
+        col("id").gt(lit(3)).and(lit(true)),
+        col("id").gt(lit(3)).and(lit(ScalarValue::Boolean(None))),
+        col("id").gt(lit(3)).or(lit(false)),
+        Expr::Not(Box::new(lit(false))),
     ]
 }
 
@@ -226,7 +233,6 @@ async fn what_is_not_proven_is_not_taken_over() {
         col("id").eq(lit(5_i64)),
         col("id").eq(lit(ScalarValue::Int32(None))),
         lit(1).eq(lit(1)),
-        lit(true),
         col("nope").eq(lit(1)),
         ident("big").is_null(),
         col("emb").is_null(),

@@ -1,7 +1,9 @@
 //! Older versions: by time, by tag, restored, compared, removed.
 
+use futures::TryStreamExt;
+
 use super::AsOf;
-use crate::fixtures::{entry, ids, keyed, memory, name, newest, rows, stream};
+use crate::fixtures::{entry, ids, keyed, memory, name, newest, request, rows, stream};
 use crate::{Change, Database, StorageError, TableEntry};
 
 const NOW: i64 = i64::MAX;
@@ -134,4 +136,35 @@ async fn changes_are_the_rows_that_came_and_went_and_not_those_that_moved() {
     check(last, last, vec![], vec![]).await;
     assert!(matches!(database.changes(&entry, last, first).await, Err(StorageError::Invalid(_))));
     assert!(matches!(database.changes(&entry, first, 999).await, Err(StorageError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_reader_whose_version_was_removed_fails_and_gives_no_short_answer() {
+    let database = memory().await;
+    let t = name("t");
+    let pinned = keyed(&database, 0..3).await;
+    let entry = entry(&database, &t).await;
+    database.truncate(&t, &entry).await.unwrap();
+    append(&database, &entry, 3..5).await;
+    let newest = newest(&database, &t).await;
+    // Replaced, but no longer ago than is asked for: nothing is removed, and the pinned version can be read.
+    let spared = database.vacuum(&entry, pinned.committed_at_us(), false).await.unwrap();
+    assert_eq!(spared.oldest_kept, pinned.version());
+    assert_eq!(ids(&pinned).await.len(), 3);
+    let kept = database.vacuum(&entry, i64::MIN, false).await.unwrap();
+    assert_eq!((kept.versions_removed, kept.oldest_kept), (0, 0), "forever");
+    let planned = database.vacuum(&entry, newest.committed_at_us(), true).await.unwrap();
+    let done = database.vacuum(&entry, newest.committed_at_us(), false).await.unwrap();
+    assert_eq!(planned, done);
+    assert!(done.files_removed > done.versions_removed, "{done:?}");
+    let read: Result<Vec<arrow::array::RecordBatch>, _> =
+        pinned.scan(request(&["id"])).unwrap().try_collect::<Vec<_>>().await;
+    let error = read.unwrap_err().to_string();
+    assert!(error.contains("is gone") && error.contains("VACUUM"), "{error}");
+    let error = database.snapshot_at(&entry, &AsOf::Version(pinned.version()), NOW).await.unwrap_err().to_string();
+    let range = format!("there are versions {} ", newest.version());
+    assert!(error.contains("has no version") && error.contains(&range), "{error}");
+    let before = AsOf::Timestamp(newest.committed_at_us() - 1);
+    let error = database.snapshot_at(&entry, &before, NOW).await.unwrap_err().to_string();
+    assert!(error.contains("beyond the retention") && error.contains(&range), "{error}");
 }
