@@ -1,6 +1,6 @@
 //! Exact top-10 over rows that do not fit a cache, for every metric and element type, beside the speed at which the
 //! same machine merely reads the same bytes: once from front to back (`read`, which `share` refers to), and once from
-//! four places in turn (`read x4`), which gets more out of a core and is how the kernels go about it.
+//! four places in turn (`read x4`), which gets more out of some cores; the kernels read from several places too.
 //!
 //! `cargo bench -p kernels` prints a table; `-- --mib 150 --dim 384 --rounds 7 --threads 1,2` are the defaults, and
 //! `--only f32` keeps the lines whose name contains the word. Reading and searching take turns, so that a change in

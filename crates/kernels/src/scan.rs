@@ -102,8 +102,9 @@ pub(crate) unsafe fn widen<L: Load<T>, T: Element>(vector: &[T], blocks: &mut [F
 }
 
 /// Places of a block that are read in turn. A core fetches from memory ahead of each stream of reads by itself, but
-/// only so far: four streams together reach more of the bandwidth than one (Zen 3: 22 instead of 15 GB/s).
-const STREAMS: usize = 4;
+/// only so far: several streams together reach more of the bandwidth than one, too many lose it again. Cosine of f32,
+/// one thread: Zen 3 reached 22 GB/s with four and 15 with one; Zen 4 reaches 22 with three, 17 with four, 16 with one.
+const STREAMS: usize = 3;
 
 /// Blocks below this are read in sequence: places so near to each other would share the pages that a core looks ahead in.
 const STREAMED_BYTES_MIN: usize = 32 * 1024;

@@ -219,8 +219,9 @@ impl References<'_> {
             there.iter().filter_map(|file| file.strip_prefix("_indices/")?.split('/').next()).collect();
         let damaged = report.findings.iter().filter(|finding| finding.status == FindingStatus::Damaged);
         let damaged: HashSet<String> = damaged.map(|finding| finding.file.clone()).collect();
-        // What is missing, and one version that names it.
+        // What is missing, and the newest version that names it.
         let mut missing: BTreeMap<String, (u64, Path)> = BTreeMap::new();
+        let mut newest = 0;
         let mut newest_whole = None;
         for meta in files {
             let name = relative(self.folder, &meta.location);
@@ -232,12 +233,16 @@ impl References<'_> {
             match self.named_by(meta, scheme).await {
                 Ok((version, names, indices)) => {
                     report.versions += 1;
+                    newest = newest.max(version);
                     let files = names.into_iter().filter(|name| !there.contains(name));
                     let folders = indices.into_iter().filter(|id| !index_folders.contains(id.as_str()));
                     let mut is_whole = true;
                     for name in files.chain(folders.map(|id| format!("_indices/{id}"))) {
                         is_whole = false;
-                        missing.entry(name).or_insert_with(|| (version, meta.location.clone()));
+                        let named = missing.entry(name).or_insert_with(|| (version, meta.location.clone()));
+                        if named.0 < version {
+                            *named = (version, meta.location.clone());
+                        }
                     }
                     newest_whole = newest_whole.max(is_whole.then_some(version));
                 }
@@ -255,7 +260,12 @@ impl References<'_> {
                 let older = newest_whole.map_or_else(String::new, |whole| {
                     format!(", or RESTORE TABLE … TO VERSION {whole}, the newest that has all its files")
                 });
-                let detail = format!("version {version} names it; restore it from a copy{older}");
+                let vacuum = if version < newest {
+                    "; if a VACUUM was broken off, the next VACUUM removes this version"
+                } else {
+                    ""
+                };
+                let detail = format!("version {version} names it; restore it from a copy{older}{vacuum}");
                 report.add(Finding { file: name, bytes: 0, status: FindingStatus::Missing, detail });
             }
         }

@@ -15,6 +15,7 @@ mod check;
 mod checksums;
 mod commit;
 mod database;
+mod durable;
 mod error;
 #[cfg(test)]
 mod faults;

@@ -1,6 +1,8 @@
 //! The object stores under a database: one of the version Lance uses, shared by Lance and the catalog. On local disk
-//! every write and every deletion is synced before it is acknowledged. Checksums are put around all of them, in
-//! `checksums.rs`. The stores of DataFusion's own readers are in `registry.rs`.
+//! every write and every deletion is synced before it is acknowledged, and what a process finds is made durable before
+//! it is shown or built on: what a statement acknowledged survives a power loss, also if an earlier process was killed
+//! (`durable.rs`). Checksums are put around all stores, in `checksums.rs`. The stores of DataFusion's own readers are in
+//! `registry.rs`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +29,7 @@ use object_store::{
 
 use crate::checksums::layout::FOLDER as CHECKSUMS_FOLDER;
 use crate::checksums::{ChecksumFigures, Checksums, Summed};
+use crate::durable::{Folders, sync_folder};
 use crate::error::{Result, StorageError};
 use crate::location::Location;
 use crate::s3::S3Settings;
@@ -200,7 +203,7 @@ impl Root {
 /// Our own store where Lance's would not do.
 fn substitute(location: &Location) -> Option<Arc<dyn WrappingObjectStore>> {
     let store: Arc<dyn ObjectStore> = match location {
-        Location::Local(_) => Arc::new(DurableLocal::new()),
+        Location::Local(root) => Arc::new(DurableLocal::at(root.clone())),
         Location::Memory(_) => Arc::new(InMemory::new()),
         Location::S3 { .. } => return None,
     };
@@ -215,23 +218,6 @@ fn remove_folder_durably(folder: &std::path::Path) -> std::io::Result<()> {
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-/// Makes the entries of a folder durable. Without it a deleted file may be back after a power loss.
-fn sync_folder(folder: &std::path::Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        match std::fs::File::open(folder) {
-            Ok(file) => file.sync_all(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        Ok(())
     }
 }
 
@@ -256,17 +242,58 @@ impl WrappingObjectStore for Substitute {
     }
 }
 
-/// The local file system, with every write, rename and deletion synced to the disk before it returns.
+/// The local file system, with every write, rename and deletion synced to the disk before it returns, into folders that
+/// are durable themselves; and with every file that others may have left unsynced made durable before it is read.
 #[derive(Debug)]
 pub(crate) struct DurableLocal {
     inner: LocalFileSystem,
+    folders: Arc<Folders>,
 }
 
 impl DurableLocal {
-    /// Paths are absolute, from the root of the file system: what the `file-object-store` scheme produces.
-    pub(crate) fn new() -> Self {
-        Self { inner: LocalFileSystem::new().with_fsync(true) }
+    /// For the database or the foreign table in the folder `root`. Paths are absolute, from the root of the file system:
+    /// what the `file-object-store` scheme produces.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { inner: LocalFileSystem::new().with_fsync(true), folders: Arc::new(Folders::new(root)) }
     }
+
+    /// For tests of the store alone.
+    #[cfg(test)]
+    pub(crate) fn new() -> Self {
+        Self::at(PathBuf::from("/"))
+    }
+
+    /// Makes the folder of a file that is to be written durable. `with_fsync` does so only for folders that its own
+    /// process made, and only while no other session relies on them already.
+    async fn prepare(&self, location: &Path) -> object_store::Result<()> {
+        let file = self.inner.path_to_filesystem(location)?;
+        let Some(folder) = file.parent().map(std::path::Path::to_path_buf) else { return Ok(()) };
+        if self.folders.is_durable(&folder) {
+            return Ok(());
+        }
+        let folders = Arc::clone(&self.folders);
+        let ensured = tokio::task::spawn_blocking(move || folders.ensure(&folder)).await?;
+        ensured.map(|_| ()).map_err(failed)
+    }
+
+    /// Makes a file durable that was found, if its writer may not have come to that.
+    async fn settle(&self, location: &Path) -> object_store::Result<()> {
+        let file = self.inner.path_to_filesystem(location)?;
+        match self.folders.unsettled(&file) {
+            Some(folder) => self.settle_folder(folder.to_path_buf()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn settle_folder(&self, folder: PathBuf) -> object_store::Result<()> {
+        let folders = Arc::clone(&self.folders);
+        let settled = tokio::task::spawn_blocking(move || folders.settle(&folder)).await?;
+        settled.map(|_| ()).map_err(failed)
+    }
+}
+
+fn failed(error: std::io::Error) -> object_store::Error {
+    object_store::Error::Generic { store: "DurableLocal", source: Box::new(error) }
 }
 
 impl fmt::Display for DurableLocal {
@@ -283,7 +310,15 @@ impl ObjectStore for DurableLocal {
         payload: PutPayload,
         options: PutOptions,
     ) -> object_store::Result<PutResult> {
-        self.inner.put_opts(location, payload, options).await
+        self.prepare(location).await?;
+        let put = self.inner.put_opts(location, payload, options).await;
+        if let Err(object_store::Error::AlreadyExists { .. }) = &put
+            && let Some(folder) = self.inner.path_to_filesystem(location)?.parent()
+        {
+            // Whoever is told so may take what is there for its own.
+            self.settle_folder(folder.to_path_buf()).await?;
+        }
+        put
     }
 
     async fn put_multipart_opts(
@@ -291,6 +326,7 @@ impl ObjectStore for DurableLocal {
         location: &Path,
         options: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.prepare(location).await?;
         self.inner.put_multipart_opts(location, options).await
     }
 
@@ -304,12 +340,17 @@ impl ObjectStore for DurableLocal {
             {
                 return Err(object_store::Error::NotFound { path: location.to_string(), source: Box::new(error) });
             }
+            return self.inner.get_opts(location, options).await;
         }
-        self.inner.get_opts(location, options).await
+        let found = self.inner.get_opts(location, options).await?;
+        self.settle(location).await?;
+        Ok(found)
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> object_store::Result<Vec<Bytes>> {
-        self.inner.get_ranges(location, ranges).await
+        let found = self.inner.get_ranges(location, ranges).await?;
+        self.settle(location).await?;
+        Ok(found)
     }
 
     fn delete_stream(
@@ -330,10 +371,7 @@ impl ObjectStore for DurableLocal {
                         None => Ok(()),
                     })
                     .await?;
-                    synced.map_err(|error| object_store::Error::Generic {
-                        store: "DurableLocal",
-                        source: Box::new(error),
-                    })?;
+                    synced.map_err(failed)?;
                     Ok(location)
                 }
             })
@@ -357,18 +395,57 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.prepare(to).await?;
         self.inner.copy_opts(from, to, options).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> object_store::Result<()> {
+        self.prepare(to).await?;
         self.inner.rename_opts(from, to, options).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::fixtures::{name, newest, table};
     use crate::{Database, OpenOptions};
+
+    #[tokio::test]
+    async fn the_first_write_into_a_folder_that_was_there_makes_it_durable() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().canonicalize().unwrap().join("db/public/t.lance/data");
+        std::fs::create_dir_all(&folder).unwrap();
+        let store = DurableLocal::at(place.path().canonicalize().unwrap().join("db"));
+        let path = |file: &str| Path::from_absolute_path(folder.join(file)).unwrap();
+        assert!(!store.folders.is_durable(&folder));
+        store.put(&path("a"), "1".into()).await.unwrap();
+        assert!(store.folders.is_durable(&folder));
+        assert_eq!(store.folders.ensure(&folder).unwrap(), 0, "a second write costs nothing");
+        store.put(&path("b"), "2".into()).await.unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(!store.folders.is_durable(&folder));
+        store.put(&path("c"), "3".into()).await.unwrap();
+        assert!(store.folders.is_durable(&folder));
+    }
+
+    #[tokio::test]
+    async fn what_another_process_left_is_settled_before_it_is_shown() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap();
+        let store = DurableLocal::at(root.clone());
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+        for (file, expected) in [("_catalog/1.json", true), ("p/t.lance/data/x.lance", false)] {
+            let file = root.join(file);
+            let folder = file.parent().unwrap();
+            std::fs::create_dir_all(folder).unwrap();
+            std::fs::write(&file, "1").unwrap();
+            std::fs::File::open(folder).unwrap().set_modified(long_ago).unwrap();
+            let path = Path::from_absolute_path(&file).unwrap();
+            store.get(&path).await.unwrap();
+            assert_eq!(!store.folders.settle(folder).unwrap(), expected, "{path}");
+        }
+    }
 
     #[tokio::test]
     async fn lance_writes_local_tables_through_the_store_that_syncs() {
