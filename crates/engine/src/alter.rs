@@ -7,6 +7,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use planner::Planner;
 use planner::resolve::RelationName;
+use planner::sql_text::sql_text;
 use planner::vector_type::sql_type_name;
 use storage::{NewDefault, TableEntry, TableName};
 
@@ -156,7 +157,7 @@ impl Session {
             AlterColumnOperation::DropNotNull => database.drop_not_null(name, entry, column).await?,
             AlterColumnOperation::SetDefault { value } => {
                 self.default_value(value, &sql_type_name(field), field)?;
-                database.set_column_default(name, entry, column, Some(value.to_string())).await?;
+                database.set_column_default(name, entry, column, Some(sql_text(value))).await?;
             }
             AlterColumnOperation::DropDefault => database.set_column_default(name, entry, column, None).await?,
             other => {
@@ -197,7 +198,7 @@ impl Session {
                     )));
                 }
                 Some(NewDefault {
-                    sql: expr.to_string(),
+                    sql: sql_text(expr),
                     value: self.default_value(expr, &column.data_type.to_string(), field)?,
                 })
             }

@@ -13,6 +13,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use planner::Planner;
 use planner::resolve::{RelationName, referenced};
+use planner::sql_text::sql_text;
 use storage::{CreateMode, DropSchema, ExternalTable, Retention, TableDefinition, TableName, ViewEntry};
 
 use crate::files::{self, Format};
@@ -155,7 +156,7 @@ impl Session {
         for (column, field) in columns.iter().zip(schema.fields()) {
             let Some(default) = default_of(column) else { continue };
             self.default_value(default, &column.data_type.to_string(), field)?;
-            defaults.insert(field.name().clone(), default.to_string());
+            defaults.insert(field.name().clone(), sql_text(default));
         }
         let schema = storage::storable_schema(&schema)?;
         Ok(TableDefinition { schema, defaults, primary_key, retention: None, now_us: now_us() })

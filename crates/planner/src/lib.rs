@@ -20,6 +20,7 @@ pub mod resolve;
 pub mod rewrite;
 pub mod rules;
 pub mod settings;
+pub mod sql_text;
 pub mod statement;
 pub mod time_statement;
 pub mod tokens;

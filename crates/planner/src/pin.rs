@@ -437,7 +437,7 @@ pub fn text_of(query: &Query) -> String {
     }
     let mut query = query.clone();
     let _: ControlFlow<()> = query.visit(&mut Speller);
-    query.to_string()
+    crate::sql_text::sql_text(&query)
 }
 
 #[cfg(test)]

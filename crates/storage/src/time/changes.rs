@@ -49,32 +49,51 @@ impl Database {
                 origins.follow(&newest, version).await?;
             }
         }
+        let dead_before = deleted(&old).await?;
+        let was_dead = |fragment, offset| dead_before.get(&fragment).is_some_and(|dead| dead.contains(offset));
         let mut kept: HashMap<u32, RoaringBitmap> = HashMap::new();
         let mut added = vec![];
         for fragment in new.fragments() {
             let dead = new.deleted_rows(fragment.id).await?;
             for offset in (0..offsets(fragment.rows)?).filter(|offset| !dead.contains(*offset)) {
+                let address = (u64::from(fragment.id) << 32) | u64::from(offset);
                 match origins.of_row(&fragment.metadata, offset) {
-                    NEW => added.push((u64::from(fragment.id) << 32) | u64::from(offset)),
-                    origin => {
-                        let (fragment, offset) = split(origin);
-                        kept.entry(fragment).or_default().insert(offset);
-                    }
+                    NEW => added.push(address),
+                    origin => match split(origin) {
+                        // A RESTORE brings back what was deleted.
+                        (fragment, offset) if was_dead(fragment, offset) => added.push(address),
+                        (fragment, offset) => {
+                            kept.entry(fragment).or_default().insert(offset);
+                        }
+                    },
                 }
             }
         }
-        let removed = removed(&old, kept).await?;
+        let removed = removed(&old, &dead_before, kept)?;
         Ok(TableChanges { old, new, removed, added })
     }
 }
 
-/// Rows of `old` that are live there and not among `kept`.
-async fn removed(old: &Snapshot, mut kept: HashMap<u32, RoaringBitmap>) -> Result<Vec<u64>> {
+/// The rows of each fragment that are deleted in a version.
+async fn deleted(snapshot: &Snapshot) -> Result<HashMap<u32, RoaringBitmap>> {
+    let mut deleted = HashMap::new();
+    for fragment in snapshot.fragments() {
+        deleted.insert(fragment.id, snapshot.deleted_rows(fragment.id).await?);
+    }
+    Ok(deleted)
+}
+
+/// Rows of `old` that are not deleted there and not among `kept`.
+fn removed(
+    old: &Snapshot,
+    dead: &HashMap<u32, RoaringBitmap>,
+    mut kept: HashMap<u32, RoaringBitmap>,
+) -> Result<Vec<u64>> {
     let mut removed = vec![];
     for fragment in old.fragments() {
-        let dead = old.deleted_rows(fragment.id).await?;
+        let was_dead = |offset| dead.get(&fragment.id).is_some_and(|dead| dead.contains(offset));
         let kept = kept.remove(&fragment.id).unwrap_or_default();
-        let gone = (0..offsets(fragment.rows)?).filter(|offset| !dead.contains(*offset) && !kept.contains(*offset));
+        let gone = (0..offsets(fragment.rows)?).filter(|offset| !was_dead(*offset) && !kept.contains(*offset));
         removed.extend(gone.map(|offset| (u64::from(fragment.id) << 32) | u64::from(offset)));
     }
     Ok(removed)

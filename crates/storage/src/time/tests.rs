@@ -134,6 +134,13 @@ async fn changes_are_the_rows_that_came_and_went_and_not_those_that_moved() {
     check(middle, last, vec![], vec![70, 71]).await;
     check(first, last + 1, vec![0, 1, 5, 6, 7, 8, 9], (25..60).chain(70..72).collect()).await;
     check(last, last, vec![], vec![]).await;
+    // What RESTORE brings back was not there before, also once it was moved.
+    let shrunk = delete(&database, &entry, 70..71).await;
+    let back = database.restore(&t, &entry, &AsOf::Version(last), NOW).await.unwrap();
+    check(shrunk, back, vec![], vec![0, 1, 70]).await;
+    append(&database, &entry, 80..81).await;
+    let moved = database.optimize(&t, &entry, false).await.unwrap().version.unwrap();
+    check(shrunk, moved, vec![], vec![0, 1, 70, 80]).await;
     assert!(matches!(database.changes(&entry, last, first).await, Err(StorageError::Invalid(_))));
     assert!(matches!(database.changes(&entry, first, 999).await, Err(StorageError::NotFound(_))));
 }
