@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use benches::{Failure, gigabytes_per_second, in_folder, median, open, timed};
 use engine::arrow::array::{Array, AsArray};
+use engine::arrow::buffer::{Buffer, ScalarBuffer};
 use engine::arrow::datatypes::{Float32Type, Int64Type};
 use engine::{ImportMode, ImportOptions, Progress, Session};
 use kernels::{Metric, Query, TopK, Vectors};
@@ -33,6 +34,7 @@ fn main() -> Result<(), Failure> {
 async fn measure(folder: PathBuf, file: String, column: String) -> Result<(), Failure> {
     let session = load(&folder, &file, &column).await?;
     let (vectors, dim) = vectors(&session).await?;
+    let vectors = in_large_pages(&vectors)?;
     let rows = vectors.len() / dim;
     println!(
         "data: {file}, column {column}: {rows} × {dim} f32 = {} MB; k = {K}, cosine",
@@ -44,6 +46,20 @@ async fn measure(folder: PathBuf, file: String, column: String) -> Result<(), Fa
     beside_faiss(&vectors, dim, &folder)?;
     drop(vectors);
     sql(&folder, &session, dim).await
+}
+
+/// The values in large pages, as the engine's cache of decoded vectors holds them.
+fn in_large_pages(values: &[f32]) -> Result<ScalarBuffer<f32>, Failure> {
+    const PAGE_BYTES: usize = 2 << 20;
+    let bytes = size_of_val(values);
+    let mut mapping = memmap2::MmapMut::map_anon(bytes + PAGE_BYTES)?;
+    mapping.advise(memmap2::Advice::HugePage)?;
+    let start = mapping.as_ptr().align_offset(PAGE_BYTES);
+    for (place, value) in mapping[start..start + bytes].chunks_exact_mut(4).zip(values) {
+        place.copy_from_slice(&value.to_le_bytes());
+    }
+    let buffer = Buffer::from(bytes::Bytes::from_owner(mapping)).slice_with_length(start, bytes);
+    Ok(ScalarBuffer::new(buffer, 0, values.len()))
 }
 
 /// A table with the column as `f32`, so that every contender has the same bytes.

@@ -7,6 +7,13 @@
 
 use crate::rows::{BYTES, LANES};
 
+/// How the processors that have an instruction set are fed from memory.
+pub(crate) trait Feed {
+    /// Whether the cores fetch ahead of plain reads by themselves as far as memory allows. They are fed in order; the
+    /// others from several places in turn.
+    const IN_ORDER: bool;
+}
+
 /// Lane-wise arithmetic on f64: one register, or all sixteen virtual lanes.
 ///
 /// # Safety
@@ -28,7 +35,7 @@ pub(crate) trait Arithmetic: Copy {
 ///
 /// # Safety
 /// As for [`Arithmetic`]; pointers must be valid for [`Register::WIDTH`] values.
-pub(crate) trait Register: Arithmetic {
+pub(crate) trait Register: Arithmetic + Feed {
     /// Lanes of the register, a power of two up to 16.
     const WIDTH: usize;
     /// Reads the lanes from memory, aligned or not.
@@ -91,7 +98,7 @@ impl<R: Register, const N: usize> Arithmetic for Lanes<R, N> {
 ///
 /// # Safety
 /// As for [`Arithmetic`].
-pub(crate) trait FloatLanes: Arithmetic {
+pub(crate) trait FloatLanes: Arithmetic + Feed {
     /// What the lanes are held in.
     type Register: Register;
     /// Sixteen values as they are.
@@ -100,6 +107,10 @@ pub(crate) trait FloatLanes: Arithmetic {
     unsafe fn store_f64(self, block: &mut [f64; LANES]);
     /// The sum of all lanes: halves added to each other, 8 + 8 first.
     unsafe fn total(self) -> f64;
+}
+
+impl<R: Feed, const N: usize> Feed for Lanes<R, N> {
+    const IN_ORDER: bool = R::IN_ORDER;
 }
 
 impl<R: Register, const N: usize> FloatLanes for Lanes<R, N> {
@@ -156,7 +167,7 @@ pub(crate) trait Load<T>: FloatLanes {
 ///
 /// # Safety
 /// As for [`Arithmetic`].
-pub(crate) trait ByteLanes: Copy {
+pub(crate) trait ByteLanes: Copy + Feed {
     /// 64 elements widened to i16.
     type Wide: Copy;
     /// Nothing added yet.
@@ -192,7 +203,7 @@ pub(crate) trait LoadBytes<T>: ByteLanes {
 ///
 /// # Safety
 /// As for [`Arithmetic`].
-pub(crate) trait BitLanes {
+pub(crate) trait BitLanes: Feed {
     /// Bits of `a xor b`.
     unsafe fn different(a: &[u8], b: &[u8]) -> i64;
     /// Bits of `a and b`, and bits of `b`.

@@ -6,7 +6,7 @@ use std::arch::aarch64::*;
 
 use half::f16;
 
-use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Lanes, Load, LoadBytes, Register};
+use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Feed, Lanes, Load, LoadBytes, Register};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
 use crate::scan;
@@ -67,6 +67,10 @@ pub(crate) fn tile_sums(
 
 /// Eight registers of two.
 pub(crate) type NeonFloats = Lanes<float64x2_t, 8>;
+
+impl Feed for float64x2_t {
+    const IN_ORDER: bool = false;
+}
 
 // Every method below relies on the contract of its trait: the caller vouches for NEON, and for pointers.
 impl Arithmetic for float64x2_t {
@@ -171,6 +175,10 @@ impl Load<u8> for NeonFloats {
 #[derive(Clone, Copy)]
 pub(crate) struct NeonBytes([int32x4_t; 4]);
 
+impl Feed for NeonBytes {
+    const IN_ORDER: bool = false;
+}
+
 // As above: the caller vouches for NEON, pointers come from arrays of the length that is read.
 impl ByteLanes for NeonBytes {
     type Wide = [int16x8_t; 8];
@@ -273,6 +281,10 @@ impl LoadBytes<u8> for NeonBytes {
 
 /// Sixteen counts of bytes per CNT, added pairwise into wider lanes.
 pub(crate) struct NeonBits;
+
+impl Feed for NeonBits {
+    const IN_ORDER: bool = false;
+}
 
 impl BitLanes for NeonBits {
     #[inline(always)]

@@ -4,12 +4,13 @@
 //! follows from its address. Data files never change and have unique names: the cache is keyed by file, and what is
 //! deleted in which version is added when a chunk is handed out.
 
+mod pages;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::{Array, ArrayData, FixedSizeListArray, RecordBatch, make_array};
-use arrow::buffer::{Buffer, MutableBuffer};
 use arrow::datatypes::{DataType, FieldRef};
 use futures::{StreamExt, TryStreamExt};
 use lance::dataset::fragment::{FileFragment, FragReadConfig};
@@ -19,6 +20,7 @@ use tokio::sync::OnceCell;
 
 use crate::error::{Result, StorageError};
 use crate::snapshot::{Snapshot, guard};
+use pages::Pages;
 
 /// Bytes of vectors in one chunk, at most (a chunk of one row may be larger).
 const CHUNK_BYTES_MAX: u64 = 64 << 20;
@@ -219,7 +221,7 @@ impl Decode<'_> {
         let range = self.start..self.start + self.rows;
         let range =
             u32::try_from(range.start).map_err(|_| too_large())?..u32::try_from(range.end).map_err(|_| too_large())?;
-        let mut filling = Filling { values: MutableBuffer::new(bytes), nulls: RoaringBitmap::new(), rows: 0 };
+        let mut filling = Filling { values: Pages::new(bytes), nulls: RoaringBitmap::new(), rows: 0 };
         let stored = projection
             .fields
             .first()
@@ -237,11 +239,11 @@ impl Decode<'_> {
             }
         } else {
             // The column was added after this fragment was written: all NULL.
-            filling.values.resize(bytes, 0);
+            filling.values.extend_zeros(bytes);
             filling.nulls.insert_range(0..range.end - range.start);
             filling.rows = self.rows;
         }
-        if filling.rows != self.rows || filling.values.len() != bytes {
+        if filling.rows != self.rows || filling.values.filled() != bytes {
             return Err(StorageError::corrupt(format!(
                 "{}: {} rows were expected and {} are there; restore the file from a copy",
                 self.what, self.rows, filling.rows
@@ -253,7 +255,7 @@ impl Decode<'_> {
 
 /// A chunk being filled, batch by batch.
 struct Filling {
-    values: MutableBuffer,
+    values: Pages,
     nulls: RoaringBitmap,
     rows: u64,
 }
@@ -279,7 +281,7 @@ impl Filling {
         let bytes = vectors.len() * width * shape.item_bytes;
         let slice = values.buffers().first().and_then(|buffer| buffer.as_slice().get(from..from + bytes));
         let slice = slice.ok_or_else(|| StorageError::corrupt(format!("{what}: values are missing")))?;
-        self.values.extend_from_slice(slice);
+        self.values.extend(slice);
         for row in 0..vectors.len() {
             if vectors.is_null(row) {
                 self.mark_null(row);
@@ -305,11 +307,11 @@ impl Filling {
 
     fn finish(self, shape: &Shape, what: &str) -> Result<Decoded> {
         let damaged = |error| StorageError::corrupt(format!("{what}: values are damaged")).with_source(error);
-        let bytes = self.values.len() as u64;
-        let length = self.values.len() / shape.item_bytes;
+        let bytes = self.values.filled() as u64;
+        let length = self.values.filled() / shape.item_bytes;
         let data = ArrayData::builder(shape.item.data_type().clone())
             .len(length)
-            .add_buffer(Buffer::from(self.values))
+            .add_buffer(self.values.into_buffer())
             .build()
             .map_err(damaged)?;
         let vectors = FixedSizeListArray::try_new(shape.item.clone(), shape.dimensions, make_array(data), None)

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Lanes, Load, LoadBytes, Register};
+use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Feed, Lanes, Load, LoadBytes, Register};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
 use crate::scan;
@@ -77,6 +77,10 @@ pub(crate) fn tile_sums(
 
 /// Four registers of four.
 pub(crate) type Avx2Floats = Lanes<__m256d, 4>;
+
+impl Feed for __m256d {
+    const IN_ORDER: bool = false;
+}
 
 // Every method below relies on the contract of its trait: the caller vouches for AVX2, FMA and F16C, and for pointers.
 impl Arithmetic for __m256d {
@@ -206,6 +210,10 @@ impl Load<u8> for Avx2Floats {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2Bytes([__m256i; 2]);
 
+impl Feed for Avx2Bytes {
+    const IN_ORDER: bool = false;
+}
+
 // As above: the caller vouches for AVX2, pointers come from arrays of the length that is read.
 impl ByteLanes for Avx2Bytes {
     type Wide = [__m256i; 4];
@@ -316,6 +324,10 @@ impl LoadBytes<u8> for Avx2Bytes {
 /// Rows of `N` words of eight bytes, or of any length if `N` is 0. One POPCNT per word: three run per cycle on Zen 3, and
 /// short rows pay for no reduction of registers.
 pub(crate) struct Words<const N: usize>;
+
+impl<const N: usize> Feed for Words<N> {
+    const IN_ORDER: bool = false;
+}
 
 impl<const N: usize> BitLanes for Words<N> {
     #[inline(always)]

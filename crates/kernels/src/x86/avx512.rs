@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Lanes, Load, LoadBytes, Register};
+use crate::lanes::{Arithmetic, BitLanes, ByteLanes, Feed, Lanes, Load, LoadBytes, Register};
 use crate::metric::SumKind;
 use crate::rows::{BYTES, FloatBlock, IntegerBlock, LANES, RowBlock, Sums};
 use crate::scan;
@@ -67,6 +67,10 @@ pub(crate) fn tile_sums(
 
 /// Two registers of eight.
 pub(crate) type Avx512Floats = Lanes<__m512d, 2>;
+
+impl Feed for __m512d {
+    const IN_ORDER: bool = true;
+}
 
 // Every method below relies on the contract of its trait: the caller vouches for AVX-512, and for pointers.
 impl Arithmetic for __m512d {
@@ -179,6 +183,10 @@ impl Load<u8> for Avx512Floats {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bytes([__m512i; 2]);
 
+impl Feed for Avx512Bytes {
+    const IN_ORDER: bool = true;
+}
+
 // As above: the caller vouches for AVX-512, pointers come from arrays of the length that is read.
 impl ByteLanes for Avx512Bytes {
     type Wide = [__m512i; 2];
@@ -259,6 +267,10 @@ impl LoadBytes<u8> for Avx512Bytes {
 
 /// Eight counts per VPOPCNTQ; the bytes past the end of a row are masked out and never read.
 pub(crate) struct Avx512Bits;
+
+impl Feed for Avx512Bits {
+    const IN_ORDER: bool = true;
+}
 
 impl BitLanes for Avx512Bits {
     #[inline(always)]
