@@ -4,6 +4,8 @@
 //! errors, progress, writers that race. SQL behaviour is in `sql/*.slt`; the binary, S3 and foreign programs are in `e2e/`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "e2e/rights.rs"]
+mod rights;
 #[path = "e2e/writers.rs"]
 mod writers;
 
@@ -201,7 +203,7 @@ async fn an_error_has_a_kind_a_place_and_a_hint() {
         Err(error) => Some(error.kind),
     };
     assert_eq!(kind("SELECT * FROM nowhere").await, Some(ErrorKind::NotFound));
-    assert_eq!(kind("CREATE TABLE line (id INT)").await, Some(ErrorKind::Conflict));
+    assert_eq!(kind("CREATE TABLE line (id INT)").await, Some(ErrorKind::AlreadyExists));
     assert_eq!(kind("DELETE FROM line LIMIT 1").await, Some(ErrorKind::Unsupported));
     assert_eq!(kind("SELECT '[1]'::VECTOR(2)").await, Some(ErrorKind::Invalid));
 }

@@ -1,4 +1,5 @@
-//! Runs every file of `sql/` through the engine, once in memory and once on local disk.
+//! Runs every file of `sql/` through the engine, once in memory, once on local disk, and once over Flight SQL: a server
+//! and a client of ours, for each connection a session of its own.
 //!
 //! A file is a list of records in the sqllogictest form: a statement or a query, and what it must give. The files
 //! are the manual of the engine, so the expected values are computed by hand or by another program, never copied
@@ -24,6 +25,7 @@ use engine::arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float6
 use engine::arrow::util::display::{ArrayFormatter, FormatOptions};
 use engine::{Answer, Engine, EngineOptions, Session};
 use records::{Expected, Record};
+use server::{Client, ConnectOptions, ServerOptions};
 
 fn main() -> ExitCode {
     let mut complete = false;
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         .expect("a runtime");
     let mut figures = Figures::default();
     for file in files(&wanted) {
-        let places: &[Place] = if complete { &[Place::Memory] } else { &[Place::Memory, Place::Disk] };
+        let places: &[Place] = if complete { &[Place::Memory] } else { &[Place::Memory, Place::Disk, Place::Flight] };
         for place in places {
             runtime.block_on(run_file(&file, *place, complete, &mut figures));
         }
@@ -68,6 +70,31 @@ struct Figures {
 enum Place {
     Memory,
     Disk,
+    Flight,
+}
+
+/// A session, here or on a server.
+enum Connected {
+    Local(Session),
+    Remote(Client),
+}
+
+impl Connected {
+    async fn execute(&self, sql: &str) -> Result<Answer, engine::Error> {
+        match self {
+            Self::Local(session) => session.execute(sql).await,
+            Self::Remote(client) => client.execute(sql).await,
+        }
+    }
+}
+
+/// A server on a port of its own; it ends with the runtime.
+async fn serve(engine: &Engine) -> String {
+    let options = ServerOptions { listen: ([127, 0, 0, 1], 0).into(), http: None, ..ServerOptions::default() };
+    let listener = server::bind(&options).await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(server::serve_on(listener, engine.clone(), options, std::future::pending()));
+    format!("grpc://{address}")
 }
 
 fn root() -> PathBuf {
@@ -91,18 +118,30 @@ async fn run_file(file: &Path, place: Place, complete: bool, figures: &mut Figur
     let began = Instant::now();
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let location = match place {
-        Place::Memory => "memory:".to_owned(),
+        Place::Memory | Place::Flight => "memory:".to_owned(),
         Place::Disk => scratch.path().join("database").to_string_lossy().into_owned(),
     };
     let engine = Engine::open(&location, EngineOptions::default()).await.expect("an empty database opens");
     let test_dir = scratch.path().join("files");
     std::fs::create_dir(&test_dir).expect("an empty directory");
-    let mut sessions: HashMap<String, Session> = HashMap::new();
+    let uri = if matches!(place, Place::Flight) { Some(serve(&engine).await) } else { None };
+    let mut sessions: HashMap<String, Connected> = HashMap::new();
     let name = file.file_name().expect("a file").to_string_lossy().into_owned();
     let records = records::read(file).unwrap_or_else(|error| panic!("{error}"));
     let (mut failed, mut answers) = (0, vec![]);
     for record in &records {
-        let session = sessions.entry(record.connection.clone()).or_insert_with(|| engine.session());
+        if !sessions.contains_key(&record.connection) {
+            let connected = match &uri {
+                // Who a client is, the server is not asked here: users have sessions of the engine.
+                Some(uri) if !record.connection.starts_with("user:") => {
+                    let options = ConnectOptions { uri: uri.clone(), ..ConnectOptions::default() };
+                    Connected::Remote(Client::connect(&options).await.expect("the server answers"))
+                }
+                _ => Connected::Local(session_of(&engine, record).await),
+            };
+            sessions.insert(record.connection.clone(), connected);
+        }
+        let session = &sessions[&record.connection];
         let sql = record.sql.replace("$__TEST_DIR__", &test_dir.to_string_lossy());
         let sql = sql.replace("$__FIXTURES__", &root().join("tests/fixtures").to_string_lossy());
         let outcome = run(session, &sql).await;
@@ -128,6 +167,17 @@ async fn run_file(file: &Path, place: Place, complete: bool, figures: &mut Figur
     );
 }
 
+/// The session of a connection that is named for the first time: `user:anna` is one of the user anna.
+async fn session_of(engine: &Engine, record: &Record) -> Session {
+    match record.connection.strip_prefix("user:") {
+        None => engine.session(),
+        Some(user) => match engine.session_as(user).await {
+            Ok(session) => session,
+            Err(error) => panic!("{}: {error}", record.place),
+        },
+    }
+}
+
 /// What a statement gave.
 enum Outcome {
     Done(u64),
@@ -139,7 +189,7 @@ enum Outcome {
     Failed(String),
 }
 
-async fn run(session: &Session, sql: &str) -> Outcome {
+async fn run(session: &Connected, sql: &str) -> Outcome {
     let shown = |error: engine::Error| match &error.hint {
         Some(hint) => Outcome::Failed(format!("{error} (hint: {hint})")),
         None => Outcome::Failed(error.to_string()),

@@ -64,7 +64,7 @@ impl Work {
                 }
                 Ok(Answer::Rows(_)) => panic!("{sql} gives no rows"),
                 Err(error) if self == Self::InsertSame => {
-                    assert_eq!(error.kind, ErrorKind::Conflict, "{sql}: {error}");
+                    assert_eq!(error.kind, ErrorKind::AlreadyExists, "{sql}: {error}");
                     assert!(error.message.contains(&(100 + statement).to_string()), "the key is not named: {error}");
                 }
                 Err(error) => panic!("{sql}: {error}"),

@@ -5,7 +5,8 @@
 //! include other.slt                 query TYPES [rowsort] | query error REGEX
 //! connection name                   … SQL, then for a query `----` and its rows, one per line; a blank line ends the record
 //! ```
-//! `connection` gives the next record a session of that name. `<slt:ignore>` in a row stands for any text, over lines too.
+//! `connection` gives the next record a session of that name, `connection user:anna` one of the user anna.
+//! `<slt:ignore>` in a row stands for any text, over lines too.
 
 use std::path::Path;
 

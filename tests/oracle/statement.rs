@@ -53,7 +53,7 @@ impl Statement {
     /// A change that a violated key makes impossible; `keys`: those in question, one alone must be named.
     pub fn twice(which: Which, sql: String, keys: &[i64]) -> Self {
         let part = if let [key] = keys { key.to_string() } else { String::new() };
-        Self::refused(which, sql, Some(ErrorKind::Conflict), &part)
+        Self::refused(which, sql, Some(ErrorKind::AlreadyExists), &part)
     }
 
     /// A change of `touched` rows, as they are after it, or before it if it deletes them; at times with RETURNING.

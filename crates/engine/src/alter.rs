@@ -9,10 +9,10 @@ use planner::Planner;
 use planner::resolve::RelationName;
 use planner::sql_text::sql_text;
 use planner::vector_type::sql_type_name;
-use storage::{NewDefault, TableEntry, TableName};
+use storage::{NewDefault, Role, TableEntry, TableName};
 
 use crate::change::{folded, retried};
-use crate::definition::{default_of, new_name};
+use crate::definition::{default_of, own_name};
 use crate::insert::no_column;
 use crate::resolver::StatementTables;
 use crate::{Answer, Error, ErrorKind, Result, Session};
@@ -65,7 +65,7 @@ impl Session {
             if *if_exists && tables.is_missing(&relation).await? {
                 return Ok(0);
             }
-            let (name, entry) = tables.entry(&relation).await?;
+            let (name, entry) = tables.entry(&relation, Role::Write).await?;
             Ok(self.engine().database().truncate(&name, &entry).await?)
         });
         Ok(Answer::wrote("TRUNCATE", rows.await?))
@@ -89,7 +89,7 @@ impl Session {
             if *if_exists && tables.is_missing(&relation).await? {
                 return Ok(());
             }
-            let (name, entry) = tables.entry(&relation).await?;
+            let (name, entry) = tables.entry(&relation, Role::Admin).await?;
             let snapshot = self.engine().database().snapshot(&entry).await?;
             let (schema, rows, key) = (snapshot.schema(), snapshot.row_count(), snapshot.primary_key());
             self.alter(&Altered { name, entry, relation: relation.clone(), schema, rows, key }, operation).await
@@ -137,7 +137,7 @@ impl Session {
         let Altered { name, entry, .. } = table;
         let to = match to.0.as_slice() {
             [only] if only.as_ident().is_some() => TableName::new(&name.schema, RelationName::of_sql(to)?.table),
-            _ => new_name(to)?,
+            _ => own_name(to)?,
         };
         if to.schema != name.schema {
             return Err(Error::unsupported(format!(
@@ -247,5 +247,5 @@ impl Session {
 }
 
 fn taken(table: &Altered, column: &str) -> Error {
-    Error::new(ErrorKind::Conflict, format!("column \"{column}\" already exists in table \"{}\"", table.relation))
+    Error::new(ErrorKind::AlreadyExists, format!("column \"{column}\" already exists in table \"{}\"", table.relation))
 }

@@ -10,10 +10,14 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream};
-use futures::{Stream, StreamExt};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, TryStreamExt};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::deadline::Deadline;
+use crate::queries::Running;
 use crate::session::Statement;
 use crate::{Error, ErrorKind, Result};
 
@@ -71,24 +75,62 @@ pub struct Rows {
     progress: Arc<Progress>,
     deadline: Option<(Pin<Box<tokio::time::Sleep>>, Deadline)>,
     statement: Option<Statement>,
+    running: Option<OfRunning>,
     is_over: bool,
+}
+
+/// The statement that the rows belong to: it counts as running until they are all fetched or dropped.
+struct OfRunning {
+    running: Arc<Running>,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Drop for OfRunning {
+    fn drop(&mut self) {
+        self.running.leave_run();
+    }
 }
 
 impl Rows {
     pub(crate) fn new(
         stream: SendableRecordBatchStream,
-        progress: Progress,
+        progress: Arc<Progress>,
         statement: Option<Statement>,
         deadline: Option<Deadline>,
     ) -> Self {
         Self {
             schema: stream.schema(),
             stream,
-            progress: Arc::new(progress),
+            progress,
             deadline: deadline.map(|deadline| (Box::pin(tokio::time::sleep_until(deadline.at)), deadline)),
             statement,
+            running: None,
             is_over: false,
         }
+    }
+
+    /// Rows that come from elsewhere, such as a server.
+    pub fn of_stream(
+        schema: SchemaRef,
+        rows: BoxStream<'static, Result<RecordBatch>>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let rows = rows.map_err(|error| DataFusionError::External(Box::new(error)));
+        let stream = RecordBatchStreamAdapter::new(schema, rows);
+        Self::new(Box::pin(stream), progress, None, None)
+    }
+
+    /// The rows of a statement that can be cancelled from elsewhere.
+    pub(crate) fn of_running(mut self, running: Arc<Running>) -> Self {
+        running.enter_run();
+        let cancelled = Box::pin(running.cancellation().clone().cancelled_owned());
+        self.running = Some(OfRunning { running, cancelled });
+        self
+    }
+
+    /// The name of the statement in `system.queries` and `KILL QUERY`.
+    pub fn query_id(&self) -> Option<String> {
+        self.running.as_ref().map(|running| running.running.id())
     }
 
     /// The columns of every batch.
@@ -137,6 +179,13 @@ impl Stream for Rows {
             self.is_over = true;
             return Poll::Ready(Some(Err(error)));
         }
+        if let Some(running) = &mut self.running
+            && running.cancelled.as_mut().poll(context).is_ready()
+        {
+            let error = running.running.cancelled_error();
+            self.is_over = true;
+            return Poll::Ready(Some(Err(error)));
+        }
         let stream = &mut self.stream;
         let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| stream.poll_next_unpin(context)));
         let item = match poll {
@@ -145,6 +194,9 @@ impl Stream for Rows {
             Err(panic) => Some(Err(panicked(panic.as_ref()))),
         };
         self.is_over = !matches!(item, Some(Ok(_)));
+        if self.is_over {
+            self.running = None;
+        }
         Poll::Ready(item)
     }
 }

@@ -2,23 +2,23 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema};
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::error::DataFusionError;
 use planner::resolve::{CATALOG, RelationName};
 use planner::vector_type::sql_type_name;
-use storage::{Relation, Retention, TableName};
+use storage::{Relation, Retention, Role, TableName};
 
 use crate::keys::key_name;
 use crate::resolver::StatementTables;
-use crate::{Result, Session, session_settings};
+use crate::{QueryReport, Result, Session, session_settings};
 
 const INFORMATION: &str = "information_schema";
 const SYSTEM: &str = "system";
 const INFORMATION_TABLES: &[&str] =
     &["schemata", "tables", "columns", "views", "table_constraints", "key_column_usage"];
-const SYSTEM_TABLES: &[&str] = &["settings", "tables", "versions"];
+const SYSTEM_TABLES: &[&str] = &["queries", "settings", "slow_queries", "tables", "users", "versions"];
 
 /// The names of all tables here.
 pub(crate) fn names() -> impl Iterator<Item = RelationName> {
@@ -40,8 +40,11 @@ pub(crate) async fn table(
         (INFORMATION, "views") => views(tables).await?,
         (INFORMATION, "table_constraints") => table_constraints(tables).await?,
         (INFORMATION, "key_column_usage") => key_column_usage(tables).await?,
+        (SYSTEM, "queries") => queries(session, tables, session.engine().queries().running()).await?,
         (SYSTEM, "settings") => settings(session)?,
+        (SYSTEM, "slow_queries") => queries(session, tables, session.engine().queries().slow()).await?,
         (SYSTEM, "tables") => system_tables(session, tables).await?,
+        (SYSTEM, "users") => users(tables).await?,
         (SYSTEM, "versions") => return Ok(Some(tables.versions_table().await?)),
         _ => return Ok(None),
     };
@@ -100,13 +103,15 @@ async fn information_tables(tables: &StatementTables) -> Result<RecordBatch> {
 }
 
 async fn views(tables: &StatementTables) -> Result<RecordBatch> {
-    let catalog = tables.catalog().await?;
+    let (catalog, sees_all) = (tables.catalog().await?, tables.sees_all().await?);
     let mut all = vec![];
     for (schema, entry) in &catalog.schemas {
         for (table, relation) in &entry.relations {
-            if let Relation::View(view) = relation {
-                all.push((schema.clone(), table.clone(), view.sql.clone()));
-            }
+            let Relation::View(view) = relation else { continue };
+            // Who cannot read the view is not told the names in it.
+            let name = RelationName { schema: schema.clone(), table: table.clone() };
+            let is_told = sees_all || Box::pin(tables.fields(&name)).await.is_ok();
+            all.push((name.schema, name.table, is_told.then(|| view.sql.clone())));
         }
     }
     batch(vec![
@@ -209,12 +214,53 @@ async fn columns(tables: &StatementTables) -> Result<RecordBatch> {
     ])
 }
 
+/// Admins see the statements of all, others their own.
+async fn queries(session: &Session, tables: &StatementTables, mut reports: Vec<QueryReport>) -> Result<RecordBatch> {
+    if !tables.sees_all().await? {
+        reports.retain(|report| report.user.as_deref() == session.user());
+    }
+    let numbers = |of: &dyn Fn(&QueryReport) -> Option<u64>| -> ArrayRef {
+        Arc::new(Int64Array::from_iter(reports.iter().map(|report| of(report).and_then(|n| i64::try_from(n).ok()))))
+    };
+    batch(vec![
+        ("query_id", texts(reports.iter().map(|report| report.id.clone()))),
+        ("user_name", texts(reports.iter().map(|report| report.user.clone()))),
+        ("state", texts(reports.iter().map(|report| report.state.to_owned()))),
+        (
+            "started",
+            Arc::new(TimestampMicrosecondArray::from_iter_values(reports.iter().map(|report| report.started_us))),
+        ),
+        ("elapsed_ms", numbers(&|report| u64::try_from(report.elapsed.as_millis()).ok())),
+        ("rows_read", numbers(&|report| Some(report.rows_done))),
+        ("rows_total", numbers(&|report| report.rows_total)),
+        ("query", texts(reports.iter().map(|report| report.text.clone()))),
+    ])
+}
+
 fn settings(session: &Session) -> Result<RecordBatch> {
     let rows = session_settings::described(&session.settings())?;
     batch(vec![
         ("name", texts(rows.iter().map(|row| row.0.clone()))),
         ("value", texts(rows.iter().map(|row| row.1.clone()))),
         ("description", texts(rows.iter().map(|row| row.2.to_owned()))),
+    ])
+}
+
+/// One row for each role of a user, and one for a user without any. What a session may not see is not in its catalog.
+async fn users(tables: &StatementTables) -> Result<RecordBatch> {
+    let catalog = tables.catalog().await?;
+    let mut rows: Vec<(&String, bool, Option<&String>, Option<Role>)> = vec![];
+    for (name, user) in &catalog.users {
+        rows.extend(user.grants.iter().map(|(schema, role)| (name, user.is_admin, Some(schema), Some(*role))));
+        if user.grants.is_empty() {
+            rows.push((name, user.is_admin, None, None));
+        }
+    }
+    batch(vec![
+        ("name", texts(rows.iter().map(|row| row.0.clone()))),
+        ("is_admin", Arc::new(BooleanArray::from_iter(rows.iter().map(|row| Some(row.1))))),
+        ("schema", texts(rows.iter().map(|row| row.2.cloned()))),
+        ("role", texts(rows.iter().map(|row| row.3.map(|role| role.name().to_owned())))),
     ])
 }
 

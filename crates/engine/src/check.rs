@@ -8,7 +8,7 @@ use datafusion::error::DataFusionError;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::ObjectName;
 use planner::resolve::RelationName;
-use storage::{CheckReport, Relation, TableName};
+use storage::{CheckReport, Relation, Role, TableName};
 
 use crate::resolver::StatementTables;
 use crate::{Answer, Error, Progress, Result, Rows, Session};
@@ -30,11 +30,11 @@ impl Session {
                 other.kind()
             )));
         }
-        let (_, entry) = tables.entry(&name).await?;
+        let (_, entry) = tables.entry(&name, Role::Read).await?;
         let report = self.engine().database().check(&entry).await?;
         let batch = rows(&name, &report)?;
         let stream = RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)]));
-        Ok(Answer::Rows(Rows::new(Box::pin(stream), Progress::default(), None, None)))
+        Ok(Answer::Rows(Rows::new(Box::pin(stream), Progress::new(), None, None)))
     }
 }
 

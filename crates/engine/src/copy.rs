@@ -16,7 +16,7 @@ use datafusion::sql::sqlparser::ast;
 use planner::resolve::RelationName;
 use planner::statement::{CopyFrom, StatementKind};
 
-use crate::files::{self, Format, absolute, option_key, option_text};
+use crate::files::{self, Format, option_key, option_text};
 use crate::{Answer, Error, Progress, Result, ScalarValue, Session};
 
 impl Session {
@@ -42,6 +42,7 @@ impl Session {
                 )));
             }
         };
+        let target = files::target(self.engine(), &copy.target)?;
         let query = match &copy.source {
             CopyToSource::Query(query) => query.as_ref().clone(),
             CopyToSource::Relation(name) => select_all(name)?,
@@ -52,7 +53,6 @@ impl Session {
         for (key, value) in &copy.options {
             options.insert(format!("format.{}", option_key(key)), option_text(value)?);
         }
-        let target = absolute(&copy.target)?;
         let plan =
             LogicalPlanBuilder::copy_to(input, target, format_as_file_type(factory), options, vec![])?.build()?;
         let physical = state.create_physical_plan(&plan).await?;

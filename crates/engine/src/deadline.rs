@@ -39,7 +39,7 @@ impl Deadline {
                 "the statement ran longer than max_query_time ('1h' at most: VACUUM may remove what it reads then) and was cancelled; split it into statements over fewer rows, or load files with COPY or import, which have no such bound"
             }
         };
-        Error::new(ErrorKind::Cancelled, message)
+        Error::new(ErrorKind::TimedOut, message)
     }
 }
 

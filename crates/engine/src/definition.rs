@@ -14,12 +14,13 @@ use datafusion::sql::sqlparser::ast::{
 use planner::Planner;
 use planner::resolve::{RelationName, referenced};
 use planner::sql_text::sql_text;
-use storage::{CreateMode, DropSchema, ExternalTable, Retention, TableDefinition, TableName, ViewEntry};
+use storage::{CreateMode, DropSchema, ExternalTable, Retention, Role, TableDefinition, TableName, ViewEntry};
 
 use crate::files::{self, Format};
 use crate::prepared::simplified;
 use crate::resolver::StatementTables;
-use crate::{Answer, Error, Result, ScalarValue, Session};
+use crate::vectorize::FloatLists;
+use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
 
 const RESERVED_SCHEMAS: &[&str] = &["information_schema", "system"];
 
@@ -28,8 +29,8 @@ pub(crate) fn now_us() -> i64 {
     chrono::Utc::now().timestamp_micros()
 }
 
-/// A name that may be created.
-pub(crate) fn new_name(name: &ObjectName) -> Result<TableName> {
+/// A name outside of the engine's own schemas.
+pub(crate) fn own_name(name: &ObjectName) -> Result<TableName> {
     let name = RelationName::of_sql(name)?;
     refuse_reserved(&name.schema)?;
     Ok(TableName::new(&name.schema, &name.table))
@@ -53,6 +54,27 @@ pub(crate) fn mode(or_replace: bool, if_not_exists: bool) -> Result<CreateMode> 
 }
 
 impl Session {
+    /// A name that the session's user may create.
+    async fn new_name(&self, name: &ObjectName) -> Result<TableName> {
+        let name = own_name(name)?;
+        self.require_now(&name.schema, Role::Admin).await?;
+        Ok(name)
+    }
+
+    /// A name that the session's user may drop; `None` if there is nothing to be seen and `if_exists`.
+    async fn old_name(&self, name: &ObjectName, kind: &str, if_exists: bool) -> Result<Option<TableName>> {
+        let name = own_name(name)?;
+        match self.require_now(&name.schema, Role::Admin).await {
+            Ok(()) => Ok(Some(name)),
+            Err(error) if error.kind == ErrorKind::NotFound && if_exists => Ok(None),
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                let message = format!("{kind} {name} does not exist; SHOW TABLES lists what there is");
+                Err(Error::new(ErrorKind::NotFound, message))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn create_schema(&self, sql: &ast::Statement) -> Result<Answer> {
         let ast::Statement::CreateSchema {
             schema_name: SchemaName::Simple(name),
@@ -69,6 +91,7 @@ impl Session {
         };
         let name = RelationName::of_sql(name)?.table;
         refuse_reserved(&name)?;
+        self.require_admin("create schemas").await?;
         self.engine().database().create_schema(&name, *if_not_exists).await?;
         Ok(Answer::done("CREATE SCHEMA"))
     }
@@ -97,6 +120,7 @@ impl Session {
             ObjectType::Schema => {
                 let name = RelationName::of_sql(name)?.table;
                 refuse_reserved(&name)?;
+                self.require_admin("drop schemas").await?;
                 database.drop_schema(&name, DropSchema { if_exists: *if_exists, cascade: *cascade }).await?;
                 Ok(Answer::done("DROP SCHEMA"))
             }
@@ -104,11 +128,15 @@ impl Session {
                 "CASCADE on a table or view is not supported; drop the views that read it by their names",
             )),
             ObjectType::Table => {
-                database.drop_table(&new_name(name)?, *if_exists).await?;
+                if let Some(name) = self.old_name(name, "table", *if_exists).await? {
+                    database.drop_table(&name, *if_exists).await?;
+                }
                 Ok(Answer::done("DROP TABLE"))
             }
             ObjectType::View => {
-                database.drop_view(&new_name(name)?, *if_exists).await?;
+                if let Some(name) = self.old_name(name, "view", *if_exists).await? {
+                    database.drop_view(&name, *if_exists).await?;
+                }
                 Ok(Answer::done("DROP VIEW"))
             }
             other => Err(Error::unsupported(format!(
@@ -119,7 +147,7 @@ impl Session {
 
     pub(crate) async fn create_table(&self, create: &CreateTable, parameters: &[ScalarValue]) -> Result<Answer> {
         refuse_other_clauses(create)?;
-        let name = new_name(&create.name)?;
+        let name = self.new_name(&create.name).await?;
         let mode = mode(create.or_replace, create.if_not_exists)?;
         let retention = self.retention_of(&create.table_options)?;
         if let Some(query) = &create.query {
@@ -194,7 +222,7 @@ impl Session {
         query: &ast::Query,
         parameters: &[ScalarValue],
     ) -> Result<Answer> {
-        if mode == CreateMode::IfNotExists && self.engine().database().catalog().await?.relation(name).is_some() {
+        if mode == CreateMode::IfNotExists && self.catalog().await?.relation(name).is_some() {
             return Ok(Answer::done("CREATE TABLE"));
         }
         let (plan, state) = self.plan_query(query, parameters).await?;
@@ -204,7 +232,7 @@ impl Session {
             let plan = datafusion::physical_plan::execution_plan::reset_plan_states(plan)?;
             datafusion::physical_plan::execute_stream(plan, crate::session::task_context(&state))
         };
-        let written = self.create_from(name, mode, retention, source, None).await?;
+        let written = self.create_from(name, mode, retention, FloatLists::ToVectors, source, None).await?;
         Ok(written.map_or_else(|| Answer::done("CREATE TABLE"), |rows| Answer::wrote("CREATE TABLE", rows)))
     }
 
@@ -236,7 +264,7 @@ impl Session {
                 "the clauses of this view are not supported; write CREATE [OR REPLACE] VIEW [IF NOT EXISTS] name [(columns)] AS SELECT …",
             ));
         }
-        let name = new_name(&create.name)?;
+        let name = self.new_name(&create.name).await?;
         let columns: Vec<String> = create.columns.iter().map(|column| column.name.to_string()).collect();
         let query = planner::pin::text_of(&create.query);
         let sql = match columns.is_empty() {
@@ -278,7 +306,7 @@ impl Session {
                 "TEMPORARY, UNBOUNDED, constraints, WITH ORDER and PARTITIONED BY of external tables are not supported; write CREATE EXTERNAL TABLE name STORED AS format LOCATION '…'",
             ));
         }
-        let name = new_name(&create.name)?;
+        let name = self.new_name(&create.name).await?;
         let mode = mode(create.or_replace, create.if_not_exists)?;
         let format = Format::parse(&create.file_type)?;
         let options: Vec<(String, String)> = create
@@ -287,7 +315,7 @@ impl Session {
             .map(|(key, value)| Ok((files::option_key(key), files::option_text(value)?)))
             .collect::<Result<_>>()?;
         let state = self.state();
-        let location = files::absolute(&create.location)?;
+        let location = files::located(self.engine(), &create.location)?;
         let given = self.given_schema(create)?;
         // Opened once now: a location that cannot be read is an error of this statement.
         let table = files::table(self, &state, std::slice::from_ref(&location), Some(format), &options, given).await?;

@@ -1,6 +1,7 @@
 //! An open database: its storage, its memory, and the sessions on it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -12,7 +13,11 @@ use operators::physical::SagittaPlanner;
 use planner::settings::Settings;
 use storage::{Database, OpenOptions};
 
-use crate::{Error, Result, Session};
+use crate::password::Passwords;
+use crate::queries::Queries;
+use crate::rights::Principal;
+use crate::roots::AllowedRoots;
+use crate::{Error, ErrorKind, QueryReport, Result, Session};
 
 /// The part of the memory limit that caches decoded vectors: one in this many.
 const VECTOR_CACHE_SHARE: usize = 4;
@@ -34,12 +39,32 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Make the database if there is none.
     pub create: bool,
+    /// The folders and URLs under which statements may read and write files, the database's own folder apart; everything
+    /// if absent.
+    pub allowed_roots: Option<Vec<String>>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { storage_options: vec![], memory_limit_bytes: None, threads: None, create: true }
+        Self { storage_options: vec![], memory_limit_bytes: None, threads: None, create: true, allowed_roots: None }
     }
+}
+
+/// What an engine holds at a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineFigures {
+    /// What running statements have reserved.
+    pub memory_reserved_bytes: u64,
+    /// What statements may reserve together; the cache of vectors has its own part of the memory.
+    pub memory_limit_bytes: u64,
+    /// What the cache of decoded vectors holds.
+    pub vector_cache_bytes: u64,
+    /// What it may hold.
+    pub vector_cache_bytes_max: u64,
+    /// Reads that it answered since the database was opened.
+    pub vector_cache_hits: u64,
+    /// Reads that it did not answer.
+    pub vector_cache_misses: u64,
 }
 
 /// An open database. Cheap to clone.
@@ -52,6 +77,10 @@ struct Inner {
     database: Database,
     runtime: Arc<RuntimeEnv>,
     threads: usize,
+    pool_bytes: usize,
+    queries: Arc<Queries>,
+    roots: Option<AllowedRoots>,
+    passwords: Passwords,
 }
 
 impl Engine {
@@ -59,7 +88,7 @@ impl Engine {
     ///
     /// # Errors
     /// A folder that holds something else, a newer format, a store that does not answer, a memory limit that is too
-    /// small. Nothing is created then.
+    /// small, an allowed root that is no folder or URL. Nothing is created then.
     pub async fn open(location: &str, options: EngineOptions) -> Result<Self> {
         kernels::isa_from_env().map_err(|error| Error::invalid(error.to_string()))?;
         let limit = options.memory_limit_bytes.unwrap_or_else(memory_limit_default);
@@ -68,17 +97,22 @@ impl Engine {
                 "a memory limit of {limit} bytes is too small; give at least {MEMORY_LIMIT_BYTES_MIN}"
             )));
         }
+        let roots = options.allowed_roots.as_deref().map(AllowedRoots::new).transpose()?;
         let vector_cache_bytes = limit / VECTOR_CACHE_SHARE;
         let open = OpenOptions { storage_options: options.storage_options, vector_cache_bytes, create: options.create };
         let database = Database::open(location, open).boxed().await?;
-        let pool = TrackConsumersPool::new(FairSpillPool::new(limit - vector_cache_bytes), CONSUMERS_NAMED);
+        let pool_bytes = limit - vector_cache_bytes;
+        let pool = TrackConsumersPool::new(FairSpillPool::new(pool_bytes), CONSUMERS_NAMED);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(pool))
             .with_object_store_registry(database.object_store_registry())
             .build_arc()?;
         let threads =
             options.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1).max(1);
-        Ok(Self { inner: Arc::new(Inner { database, runtime, threads }) })
+        let roots = roots.map(|roots| roots.without(database.location())).transpose()?;
+        let passwords = Passwords::new(threads);
+        let inner = Inner { database, runtime, threads, pool_bytes, queries: Arc::default(), roots, passwords };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Where the database is, as users write it.
@@ -86,13 +120,80 @@ impl Engine {
         self.inner.database.location()
     }
 
-    /// A new session with default settings.
+    /// A new session with default settings, which may do everything: that of the program that opened the database.
     pub fn session(&self) -> Session {
-        Session::new(self.clone(), self.state())
+        Session::new(self.clone(), self.state(), Principal::Owner)
+    }
+
+    /// A new session with default settings and the rights of a user. They are looked up at each statement: what is
+    /// granted or revoked holds from the next one on. Who the user is must be known: see [`Engine::verify_password`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such user.
+    pub async fn session_as(&self, user: &str) -> Result<Session> {
+        if !self.database().catalog().await?.users.contains_key(user) {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no user {user}")));
+        }
+        Ok(Session::new(self.clone(), self.state(), Principal::User(user.into())))
+    }
+
+    /// Whether the user exists and has this password. The answer takes the same time if not; a few are looked for at
+    /// once, each for some tens of milliseconds of a core.
+    ///
+    /// # Errors
+    /// A catalog that cannot be read, a hash that is damaged.
+    pub async fn verify_password(&self, user: &str, password: &str) -> Result<bool> {
+        let catalog = self.database().catalog().await?;
+        let hash = catalog.users.get(user).and_then(|entry| entry.password_hash.clone());
+        self.passwords().verify(hash, password).await
+    }
+
+    /// Whether the database has users: without any, nobody can log in.
+    ///
+    /// # Errors
+    /// A catalog that cannot be read.
+    pub async fn has_users(&self) -> Result<bool> {
+        Ok(!self.database().catalog().await?.users.is_empty())
+    }
+
+    /// What the engine holds now. Cheap.
+    pub fn figures(&self) -> EngineFigures {
+        let cache = self.inner.database.vector_cache();
+        EngineFigures {
+            memory_reserved_bytes: self.inner.runtime.memory_pool.reserved() as u64,
+            memory_limit_bytes: self.inner.pool_bytes as u64,
+            vector_cache_bytes: cache.bytes,
+            vector_cache_bytes_max: cache.bytes_max,
+            vector_cache_hits: cache.hits,
+            vector_cache_misses: cache.misses,
+        }
+    }
+
+    /// Statements that run at least this long are logged, and listed in `system.slow_queries`.
+    pub fn set_slow_query(&self, duration: Duration) {
+        self.inner.queries.set_slow_from(duration);
+    }
+
+    /// The statements that run, of all sessions.
+    pub fn running(&self) -> Vec<QueryReport> {
+        self.inner.queries.running()
+    }
+
+    pub(crate) fn queries(&self) -> &Arc<Queries> {
+        &self.inner.queries
     }
 
     pub(crate) fn database(&self) -> &Database {
         &self.inner.database
+    }
+
+    pub(crate) fn passwords(&self) -> &Passwords {
+        &self.inner.passwords
+    }
+
+    /// Where statements may read and write files; `None`: everywhere.
+    pub(crate) fn roots(&self) -> Option<&AllowedRoots> {
+        self.inner.roots.as_ref()
     }
 
     /// The state of a new session.

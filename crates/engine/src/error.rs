@@ -17,7 +17,11 @@ pub enum ErrorKind {
     Invalid,
     /// Name something that exists.
     NotFound,
-    /// Read again and repeat: something else changed or took the name.
+    /// Choose another name or key: it is taken.
+    AlreadyExists,
+    /// Ask for a right, or for a place of files: the user may not do this.
+    Forbidden,
+    /// Read again and repeat: something else was faster.
     Conflict,
     /// Try later, or mend the connection: the store does not answer or refuses.
     Unavailable,
@@ -27,8 +31,10 @@ pub enum ErrorKind {
     Corrupt,
     /// Say it in another way: the engine cannot do this.
     Unsupported,
-    /// Nothing: the statement was cancelled or ran out of its time.
+    /// Nothing: somebody cancelled the statement.
     Cancelled,
+    /// Give it more time, or let it do less.
+    TimedOut,
     /// Report it: this is a mistake of the engine.
     Internal,
 }
@@ -99,10 +105,8 @@ impl From<StorageError> for Error {
                 return Self::from(*inner);
             }
             StorageError::NotFound(_) => ErrorKind::NotFound,
-            StorageError::AlreadyExists(_)
-            | StorageError::Conflict(_)
-            | StorageError::Stale(_)
-            | StorageError::Duplicate(_) => ErrorKind::Conflict,
+            StorageError::AlreadyExists(_) | StorageError::Duplicate(_) => ErrorKind::AlreadyExists,
+            StorageError::Conflict(_) | StorageError::Stale(_) => ErrorKind::Conflict,
             StorageError::NotADatabase(_) | StorageError::Invalid(_) => ErrorKind::Invalid,
             StorageError::Unavailable(_) => ErrorKind::Unavailable,
             StorageError::Corrupt(_) => ErrorKind::Corrupt,
@@ -185,10 +189,8 @@ fn of_external(inner: &(dyn StdError + Send + Sync + 'static)) -> Option<Error> 
         StorageError::Corrupt(_) => ErrorKind::Corrupt,
         StorageError::Full(_) => ErrorKind::Exhausted,
         StorageError::Unavailable(_) => ErrorKind::Unavailable,
-        StorageError::Conflict(_)
-        | StorageError::AlreadyExists(_)
-        | StorageError::Stale(_)
-        | StorageError::Duplicate(_) => ErrorKind::Conflict,
+        StorageError::AlreadyExists(_) | StorageError::Duplicate(_) => ErrorKind::AlreadyExists,
+        StorageError::Conflict(_) | StorageError::Stale(_) => ErrorKind::Conflict,
         StorageError::Unsupported(_) => ErrorKind::Unsupported,
         StorageError::Internal(_) => ErrorKind::Internal,
         StorageError::NotADatabase(_) | StorageError::Invalid(_) | StorageError::Input(_) => ErrorKind::Invalid,

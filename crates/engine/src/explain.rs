@@ -6,18 +6,11 @@ use datafusion::sql::sqlparser::ast;
 use planner::statement::{Explain, StatementKind};
 
 use crate::change::Changing;
-use crate::deadline::Deadline;
-use crate::session::Statement;
-use crate::{Answer, Error, Result, ScalarValue, Session};
+use crate::session::Dispatched;
+use crate::{Error, Result, ScalarValue, Session};
 
 impl Session {
-    pub(crate) async fn explain(
-        &self,
-        explain: &Explain,
-        statement: &Statement,
-        parameters: &[ScalarValue],
-        deadline: Option<Deadline>,
-    ) -> Result<Answer> {
+    pub(crate) async fn explain(&self, explain: &Explain, parameters: &[ScalarValue]) -> Result<Dispatched> {
         let (plan, state) = match &explain.statement {
             StatementKind::Sql(sql) => match sql.as_ref() {
                 ast::Statement::Query(query) => self.plan_query(query, parameters).await?,
@@ -52,7 +45,7 @@ impl Session {
         let option =
             ExplainOption::default().with_analyze(explain.analyze).with_verbose(explain.verbose).with_format(format);
         let plan = LogicalPlanBuilder::from(plan).explain_option_format(option)?.build()?;
-        self.rows(&plan, &state, statement, deadline).await
+        Ok(Dispatched::Planned(plan, state))
     }
 }
 

@@ -16,9 +16,10 @@ use datafusion::execution::SessionState;
 use datafusion::sql::sqlparser::ast;
 use operators::table::SnapshotTable;
 use planner::as_of::AsOf;
-use storage::ExternalTable;
+use storage::{ExternalTable, Snapshot};
 
-use crate::{Error, ErrorKind, Result, Session, npy};
+use crate::roots::AllowedRoots;
+use crate::{Engine, Error, ErrorKind, Result, Session, npy};
 
 /// How many rows of CSV and JSON are read to tell the types of columns.
 const INFER_ROWS: usize = 50_000;
@@ -112,8 +113,30 @@ pub(crate) fn is_file_name(name: &str) -> bool {
     Format::of_path(name).is_some()
 }
 
+/// What a statement names to read, as it is opened: an absolute path, which may be a pattern, or a URL.
+///
+/// # Errors
+/// A place that is not under the engine's allowed roots.
+pub(crate) fn located(engine: &Engine, location: &str) -> Result<String> {
+    match engine.roots() {
+        Some(roots) => roots.source(location),
+        None => absolute(location),
+    }
+}
+
+/// What a statement names to write to, as it is opened.
+///
+/// # Errors
+/// As [`located`].
+pub(crate) fn target(engine: &Engine, location: &str) -> Result<String> {
+    match engine.roots() {
+        Some(roots) => roots.target(location),
+        None => absolute(location),
+    }
+}
+
 /// A local path made absolute, so that a table does not move with the working directory; a URL as it is.
-pub(crate) fn absolute(location: &str) -> Result<String> {
+fn absolute(location: &str) -> Result<String> {
     if location.contains("://") {
         return Ok(location.strip_prefix("file://").unwrap_or(location).to_owned());
     }
@@ -178,8 +201,9 @@ pub(crate) async fn file_table(place: Place<'_>, name: &str) -> Result<Arc<dyn T
     if place.at.is_none() {
         return table(place.session, place.state, &[name.to_owned()], None, &[], None).await;
     }
-    let location = absolute(name)?;
-    match format_of_one(&location)? {
+    let engine = place.session.engine();
+    let location = located(engine, name)?;
+    match format_of_one(&location, engine.roots())? {
         Format::Lance => lance_table(place, &location, &location, &[]).await,
         format => {
             refuse_moment(place, name, format)?;
@@ -195,12 +219,35 @@ async fn lance_table(
     options: &[(String, String)],
 ) -> Result<Arc<dyn TableProvider>> {
     let database = place.session.engine().database();
-    let newest = database.open_lance(location, options).await?;
+    let newest = open_lance(place.session.engine(), location, options).await?;
     let snapshot = match place.at {
         Some(at) => database.at(&newest, &crate::time::stored(at), crate::definition::now_us()).await?,
         None => newest,
     };
+    check_bases(place.session.engine(), &snapshot, location)?;
     Ok(SnapshotTable::new(name.to_owned(), snapshot, Default::default(), None).into_provider())
+}
+
+async fn open_lance(engine: &Engine, location: &str, options: &[(String, String)]) -> Result<Snapshot> {
+    let location = match engine.roots() {
+        Some(roots) => {
+            roots.check_options(options)?;
+            roots.source(location)?
+        }
+        None => location.to_owned(),
+    };
+    let snapshot = engine.database().open_lance(&location, options).await?;
+    check_bases(engine, &snapshot, &location)?;
+    Ok(snapshot)
+}
+
+/// # Errors
+/// A dataset whose files lie elsewhere: where that is its manifest says, which anybody may have written.
+fn check_bases(engine: &Engine, snapshot: &Snapshot, location: &str) -> Result<()> {
+    match engine.roots() {
+        Some(roots) if snapshot.reads_elsewhere() => Err(roots.forbid(location)),
+        _ => Ok(()),
+    }
 }
 
 /// # Errors
@@ -229,29 +276,30 @@ pub(crate) async fn table(
     options: &[(String, String)],
     schema: Option<SchemaRef>,
 ) -> Result<Arc<dyn TableProvider>> {
-    let sources: Vec<String> = sources.iter().map(|source| absolute(source)).collect::<Result<_>>()?;
+    let (engine, roots) = (session.engine(), session.engine().roots());
+    let sources: Vec<String> = sources.iter().map(|source| located(engine, source)).collect::<Result<_>>()?;
     let format = match format {
         Some(format) => format,
-        None => format_of(&sources)?,
+        None => format_of(&sources, roots)?,
     };
     match format {
         Format::Lance => {
             let [location] = sources.as_slice() else {
                 return Err(Error::invalid("one Lance dataset is read at a time"));
             };
-            let snapshot = session.engine().database().open_lance(location, options).await?;
+            let snapshot = open_lance(engine, location, options).await?;
             Ok(SnapshotTable::new(location.clone(), snapshot, Default::default(), None).into_provider())
         }
-        Format::Npy => npy::table(&expand(&sources, Format::Npy)?),
-        _ => listing(state, &sources, format, options, schema).await,
+        Format::Npy => npy::table(&expand(&sources, Format::Npy, roots)?),
+        _ => listing(state, roots, &sources, format, options, schema).await,
     }
 }
 
 /// The one format of all sources.
-fn format_of(sources: &[String]) -> Result<Format> {
+fn format_of(sources: &[String], roots: Option<&AllowedRoots>) -> Result<Format> {
     let mut formats = vec![];
     for source in sources {
-        formats.push(format_of_one(source)?);
+        formats.push(format_of_one(source, roots)?);
     }
     match formats.split_first() {
         Some((first, rest)) if rest.iter().all(|format| format == first) => Ok(*first),
@@ -260,7 +308,7 @@ fn format_of(sources: &[String]) -> Result<Format> {
     }
 }
 
-fn format_of_one(source: &str) -> Result<Format> {
+fn format_of_one(source: &str, roots: Option<&AllowedRoots>) -> Result<Format> {
     if let Some(format) = Format::of_path(source) {
         return Ok(format);
     }
@@ -269,7 +317,7 @@ fn format_of_one(source: &str) -> Result<Format> {
         return Ok(Format::Lance);
     }
     if path.is_dir() {
-        let mut found: Vec<Format> = walk(path)?.iter().filter_map(|file| Format::of_path(file)).collect();
+        let mut found: Vec<Format> = walk(path, roots)?.iter().filter_map(|file| Format::of_path(file)).collect();
         found.sort_unstable_by_key(|format| format.name());
         found.dedup();
         return match found.as_slice() {
@@ -291,7 +339,7 @@ fn format_of_one(source: &str) -> Result<Format> {
     )))
 }
 
-fn has_glob(source: &str) -> bool {
+pub(crate) fn has_glob(source: &str) -> bool {
     source.contains(['*', '?', '['])
 }
 
@@ -306,17 +354,17 @@ fn unreadable(source: &str, error: &std::io::Error) -> Error {
 /// The local files of paths, folders and globs of one format, sorted.
 ///
 /// # Errors
-/// A path, folder or glob without a file of the format.
-pub(crate) fn expand(sources: &[String], format: Format) -> Result<Vec<String>> {
+/// A path, folder or glob without a file of the format; a file that is not under the roots.
+pub(crate) fn expand(sources: &[String], format: Format, roots: Option<&AllowedRoots>) -> Result<Vec<String>> {
     let mut files = vec![];
     for source in sources {
         let path = Path::new(source);
         let found = if path.is_file() {
             vec![source.clone()]
         } else if path.is_dir() {
-            walk(path)?.into_iter().filter(|file| Format::of_path(file) == Some(format)).collect()
+            walk(path, roots)?.into_iter().filter(|file| Format::of_path(file) == Some(format)).collect()
         } else {
-            globbed(source)?
+            globbed(source, roots)?
         };
         if found.is_empty() {
             return Err(no_file(source));
@@ -327,10 +375,13 @@ pub(crate) fn expand(sources: &[String], format: Format) -> Result<Vec<String>> 
 }
 
 /// The files that a glob matches, sorted.
-fn globbed(pattern: &str) -> Result<Vec<String>> {
+fn globbed(pattern: &str, roots: Option<&AllowedRoots>) -> Result<Vec<String>> {
     let paths = glob::glob(pattern).map_err(|error| Error::invalid(format!("{pattern} is no glob: {error}")))?;
     let files: Vec<String> =
         paths.flatten().filter(|path| path.is_file()).map(|path| path.to_string_lossy().into_owned()).collect();
+    if let Some(roots) = roots {
+        files.iter().try_for_each(|file| roots.check_found(Path::new(file)))?;
+    }
     if files.is_empty() {
         let message = if has_glob(pattern) {
             format!("no file matches {pattern}")
@@ -343,13 +394,16 @@ fn globbed(pattern: &str) -> Result<Vec<String>> {
 }
 
 /// All files in a folder and in the folders below it, sorted.
-fn walk(folder: &Path) -> Result<Vec<String>> {
+fn walk(folder: &Path, roots: Option<&AllowedRoots>) -> Result<Vec<String>> {
     let mut files = vec![];
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
         let entries = std::fs::read_dir(&folder).map_err(|error| unreadable(&folder.to_string_lossy(), &error))?;
         for entry in entries.flatten() {
             let path = entry.path();
+            if let Some(roots) = roots {
+                roots.check_found(&path)?;
+            }
             if path.is_dir() { folders.push(path) } else { files.push(path.to_string_lossy().into_owned()) }
         }
     }
@@ -359,6 +413,7 @@ fn walk(folder: &Path) -> Result<Vec<String>> {
 
 async fn listing(
     state: &SessionState,
+    roots: Option<&AllowedRoots>,
     sources: &[String],
     format: Format,
     options: &[(String, String)],
@@ -370,9 +425,10 @@ async fn listing(
     for source in sources {
         let local = !source.contains("://");
         let is_folder = if local { Path::new(source).is_dir() } else { source.ends_with('/') };
-        if local && !is_folder {
+        if local && (!is_folder || roots.is_some()) {
             // Each file by its own URL: a listing's glob would go into folders, and take a `[` in a name for a pattern.
-            for file in expand(std::slice::from_ref(source), format)? {
+            // And a listing would follow links out of the roots.
+            for file in expand(std::slice::from_ref(source), format, roots)? {
                 let url = url::Url::from_file_path(&file)
                     .map_err(|()| Error::invalid(format!("{file} is no absolute path")))?;
                 urls.push(ListingTableUrl::try_new(url, None)?);
@@ -427,7 +483,7 @@ fn folder_extension(folder: &str, format: Format) -> Result<&'static str> {
     if folder.contains("://") {
         return Ok(format.extensions()[0]);
     }
-    let names = walk(Path::new(folder))?;
+    let names = walk(Path::new(folder), None)?;
     let present: Vec<&str> = format
         .extensions()
         .iter()

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
+use datafusion::catalog::TableProvider;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
+use datafusion::sql::sqlparser::ast::ObjectName;
 use futures::FutureExt;
 use planner::resolve::{RelationName, Resolved, TableResolver};
-use storage::{CreateMode, Relation};
+use storage::{CreateMode, Relation, Role};
 
-use crate::definition::new_name;
+use crate::definition::own_name;
 use crate::files::{self, Format};
 use crate::insert::{by_name, run_insert, scan_of, to_table};
 use crate::resolver::StatementTables;
+use crate::vectorize::FloatLists;
 use crate::{Error, ErrorKind, Progress, Result, Session};
 
 /// What is done with the table's name.
@@ -56,27 +59,44 @@ impl Session {
     async fn load(&self, options: ImportOptions, progress: Arc<Progress>) -> Result<u64> {
         self.refuse_writing_in_past()?;
         let name = planner::relation::parse_name(&options.table)?;
-        let target = new_name(&name)?;
-        let relation = RelationName::of_sql(&name)?;
-        let state = self.in_order();
-        let source = files::table(self, &state, &options.sources, options.format, &[], None).await?;
-        if let Some(bytes) = local_bytes(&options.sources) {
+        own_name(&name)?;
+        let sources: Vec<String> =
+            options.sources.iter().map(|source| files::located(self.engine(), source)).collect::<Result<_>>()?;
+        let source = files::table(self, &self.in_order(), &sources, options.format, &[], None).await?;
+        if let Some(bytes) = local_bytes(&sources) {
             progress.expect_bytes(bytes);
         }
-        let exists = matches!(self.engine().database().catalog().await?.relation(&target), Some(Relation::Table(_)));
-        let mode = match (options.mode, exists) {
+        self.load_from(&name, options.mode, FloatLists::ToVectors, source, progress).await
+    }
+
+    /// Loads the rows of a source into a table.
+    pub(crate) async fn load_from(
+        &self,
+        name: &ObjectName,
+        mode: ImportMode,
+        float_lists: FloatLists,
+        source: Arc<dyn TableProvider>,
+        progress: Arc<Progress>,
+    ) -> Result<u64> {
+        self.refuse_writing_in_past()?;
+        let target = own_name(name)?;
+        let relation = RelationName::of_sql(name)?;
+        let state = self.in_order();
+        let exists = matches!(self.catalog().await?.relation(&target), Some(Relation::Table(_)));
+        let mode = match (mode, exists) {
             (ImportMode::Append, _) | (ImportMode::CreateOrAppend, true) => {
                 return self.append_from(&relation, source, &[], &progress).await;
             }
             (ImportMode::Create | ImportMode::CreateOrAppend, _) => CreateMode::ErrorIfExists,
             (ImportMode::Replace, _) => CreateMode::OrReplace,
         };
+        self.require_now(&target.schema, Role::Admin).await?;
         let plan = scan_of(source)?;
         let physical = state.create_physical_plan(&plan).await?;
         let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
-        let written = self.create_from(&target, mode, None, source, Some(report)).await?;
-        written.ok_or_else(|| Error::new(ErrorKind::Conflict, format!("table \"{relation}\" is there already")))
+        let written = self.create_from(&target, mode, None, float_lists, source, Some(report)).await?;
+        written.ok_or_else(|| Error::new(ErrorKind::AlreadyExists, format!("table \"{relation}\" is there already")))
     }
 
     /// A state whose plans have one partition: rows are stored in the order of the files.
@@ -91,13 +111,13 @@ impl Session {
     pub(crate) async fn append_from(
         &self,
         name: &RelationName,
-        source: Arc<dyn datafusion::catalog::TableProvider>,
+        source: Arc<dyn TableProvider>,
         columns: &[String],
         progress: &Progress,
     ) -> Result<u64> {
         let state = self.in_order();
         let tables = StatementTables::new(self.clone(), state.clone());
-        let (_, entry) = tables.entry(name).await?;
+        let (_, entry) = tables.entry(name, Role::Write).await?;
         let Some(Resolved::Table(table)) = tables.resolve(name, None).await? else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")));
         };
@@ -129,7 +149,7 @@ fn local_bytes(sources: &[String]) -> Option<u64> {
     let mut bytes = 0;
     for source in sources {
         let format = Format::of_path(source).unwrap_or(Format::Parquet);
-        for file in files::expand(std::slice::from_ref(source), format).ok()? {
+        for file in files::expand(std::slice::from_ref(source), format, None).ok()? {
             bytes += std::fs::metadata(file).ok()?.len();
         }
     }

@@ -1,9 +1,11 @@
 //! INSERT: the rows of a query, brought to the table's columns and types, into a sink that commits them in one version.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use arrow::array::AsArray;
-use arrow::datatypes::{FieldRef, UInt64Type};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Field, FieldRef, Schema, UInt64Type};
+use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::{Column, TableReference};
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::SessionState;
@@ -11,11 +13,12 @@ use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
 use datafusion::physical_plan::collect;
 use datafusion::sql::sqlparser::ast::{self, Insert, Query, SelectItem, SetExpr, TableObject};
-use planner::resolve::{RelationName, Resolved, TableResolver, nearest};
+use futures::FutureExt;
+use planner::resolve::{RelationName, Resolved, SCHEMA, TableResolver, nearest};
 use planner::statement::StatementKind;
 use planner::vector_type::{Element, VectorType};
 use planner::{Planner, convert_to};
-use storage::TableEntry;
+use storage::{Role, TableEntry};
 
 use crate::change::{Changing, retried};
 use crate::deadline::Deadline;
@@ -43,24 +46,67 @@ impl Session {
         Ok(Answer::wrote("INSERT", rows.await?))
     }
 
+    /// Carries an INSERT of VALUES out for each row of parameters, in one version: all of them or none. Column `n` of
+    /// `rows` holds the values of parameter `n`, from 1. Returns the number of rows.
+    ///
+    /// # Errors
+    /// A statement that is no such INSERT ([`Statement::is_insert_of_values`]), and whatever the INSERT itself meets.
+    pub async fn insert_each(&self, statement: &Statement, rows: RecordBatch) -> Result<u64> {
+        let Some((insert, values)) = statement.insert_of_values() else {
+            return Err(Error::invalid("the statement is not an INSERT of one row of VALUES"));
+        };
+        let insert = Insert { source: Some(Box::new(each(values)?)), ..insert.clone() };
+        self.refuse_in_past(&statement.kind)?;
+        let name = target_name(&insert)?.to_string();
+        let fields: Vec<Field> = rows
+            .schema()
+            .fields()
+            .iter()
+            .zip(1..)
+            .map(|(field, number)| field.as_ref().clone().with_name(format!("${number}")).with_nullable(true))
+            .collect();
+        let rows = RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec())
+            .map_err(datafusion::error::DataFusionError::from)?;
+        let rows: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows]])?);
+        let written = retried(&name, || async {
+            let state = self.state();
+            let tables = StatementTables::new(self.clone(), state.clone());
+            tables.pin(RelationName { schema: SCHEMA.into(), table: EACH.into() }, Arc::clone(&rows)).await;
+            let plan = self.plan_insert_from(&insert, &[], &state, &tables).await?;
+            run_insert(&plan, &state).await
+        });
+        written.boxed().await.map_err(|error| statement.place(error))
+    }
+
     /// The plan of an INSERT, down to the sink.
     pub(crate) async fn plan_insert(
         &self,
         insert: &Insert,
         parameters: &[ScalarValue],
     ) -> Result<(LogicalPlan, Arc<SessionState>)> {
-        let name = target_name(insert)?;
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
-        let (_, entry) = tables.entry(&name).await?;
+        let plan = self.plan_insert_from(insert, parameters, &state, &tables).await?;
+        Ok((plan, state))
+    }
+
+    async fn plan_insert_from(
+        &self,
+        insert: &Insert,
+        parameters: &[ScalarValue],
+        state: &Arc<SessionState>,
+        tables: &StatementTables,
+    ) -> Result<LogicalPlan> {
+        let name = target_name(insert)?;
+        let (_, entry) = tables.entry(&name, Role::Write).await?;
         let Some(Resolved::Table(table)) = tables.resolve(&name, None).await? else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")));
         };
         let fields = table.schema().fields().to_vec();
         let targets = targets(&name, &insert.columns, &fields)?;
-        let planner = Planner { state: &state, resolver: &tables };
+        let planner = Planner { state, resolver: tables };
         let input = source_plan(insert, &targets, &fields, &entry, &planner, parameters).await?;
-        let input = to_table(input, &targets, &fields, &entry, &tables)?;
+        let input = to_table(input, &targets, &fields, &entry, tables)?;
         let target = provider_as_source(table);
         let plan = LogicalPlanBuilder::insert_into(
             input,
@@ -69,8 +115,54 @@ impl Session {
             InsertOp::Append,
         )?
         .build()?;
-        Ok((plan, state))
+        Ok(plan)
     }
+}
+
+/// The name of the rows of parameters, which no table of a user can have.
+const EACH: &str = "$values";
+
+impl Statement {
+    /// Whether it is a plain INSERT of one row of VALUES: with many rows of parameters, it is one INSERT of many rows.
+    pub fn is_insert_of_values(&self) -> bool {
+        self.insert_of_values().is_some()
+    }
+
+    fn insert_of_values(&self) -> Option<(&Insert, &[ast::Expr])> {
+        let StatementKind::Sql(sql) = &self.kind else { return None };
+        let ast::Statement::Insert(insert) = sql.as_ref() else { return None };
+        let source = insert.source.as_ref()?;
+        let SetExpr::Values(values) = source.body.as_ref() else { return None };
+        let [row] = values.rows.as_slice() else { return None };
+        let is_plain = insert.on.is_none()
+            && insert.returning.is_none()
+            && source.with.is_none()
+            && source.order_by.is_none()
+            && source.limit_clause.is_none()
+            && !row.iter().any(is_default);
+        is_plain.then_some((insert, row))
+    }
+}
+
+/// `SELECT values FROM rows of parameters`, each parameter a column of them.
+fn each(values: &[ast::Expr]) -> Result<Query> {
+    let texts: Vec<String> = values
+        .iter()
+        .zip(1..)
+        .map(|(value, number)| {
+            let mut value = value.clone();
+            let _: ControlFlow<()> = ast::visit_expressions_mut(&mut value, |expr| {
+                if let ast::Expr::Value(inner) = expr
+                    && let ast::Value::Placeholder(name) = &inner.value
+                {
+                    *expr = ast::Expr::Identifier(ast::Ident::with_quote('"', name.clone()));
+                }
+                ControlFlow::Continue(())
+            });
+            format!("{} AS \"column{number}\"", planner::sql_text::sql_text(&value))
+        })
+        .collect();
+    parsed_query(&format!("SELECT {} FROM \"{EACH}\"", texts.join(", ")))
 }
 
 /// The table of an INSERT.
@@ -116,13 +208,17 @@ pub(crate) fn refuse_open_parameters(plan: &LogicalPlan) -> Result<()> {
 
 /// `DEFAULT VALUES`: one row of defaults.
 fn default_values(columns: usize) -> Result<Query> {
-    let row = vec!["DEFAULT"; columns].join(", ");
-    match planner::statement::parse(&format!("VALUES ({row})"))?.pop().map(|statement| statement.kind) {
+    parsed_query(&format!("VALUES ({})", vec!["DEFAULT"; columns].join(", ")))
+}
+
+/// A query that is put together here.
+fn parsed_query(sql: &str) -> Result<Query> {
+    match planner::statement::parse(sql)?.pop().map(|statement| statement.kind) {
         Some(StatementKind::Sql(sql)) => match *sql {
             ast::Statement::Query(query) => Ok(*query),
-            other => Err(Error::new(ErrorKind::Internal, format!("{other} is no row of defaults"))),
+            other => Err(Error::new(ErrorKind::Internal, format!("{other} is no query"))),
         },
-        _ => Err(Error::new(ErrorKind::Internal, "a row of defaults was not understood")),
+        _ => Err(Error::new(ErrorKind::Internal, format!("{sql} was not understood"))),
     }
 }
 
@@ -308,7 +404,7 @@ pub(crate) fn by_name(names: &[String], name: &RelationName, fields: &[FieldRef]
 }
 
 /// A plan over rows that come from elsewhere than SQL.
-pub(crate) fn scan_of(table: Arc<dyn datafusion::catalog::TableProvider>) -> Result<LogicalPlan> {
+pub(crate) fn scan_of(table: Arc<dyn TableProvider>) -> Result<LogicalPlan> {
     let plan = LogicalPlanBuilder::scan("source", provider_as_source(table), None)?.build()?;
     let columns: Vec<Expr> = plan.schema().columns().into_iter().map(|column: Column| Expr::Column(column)).collect();
     Ok(LogicalPlanBuilder::from(plan).project(columns)?.build()?)

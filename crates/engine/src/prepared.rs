@@ -14,14 +14,17 @@ use planner::statement::StatementKind;
 
 use crate::deadline::Deadline;
 use crate::resolver::StatementTables;
-use crate::session::Statement;
-use crate::{Answer, Error, ErrorKind, Result, ScalarValue, Session};
+use crate::session::{Dispatched, Statement};
+use crate::template::TemplateCell;
+use crate::{Answer, Description, Error, ErrorKind, Result, ScalarValue, Session, Started};
 
 /// A statement that is run with values for its parameters.
 #[derive(Clone)]
 pub struct Prepared {
     session: Session,
     statement: Statement,
+    description: Arc<Description>,
+    template: Arc<TemplateCell>,
 }
 
 /// A statement stored by PREPARE.
@@ -46,14 +49,27 @@ pub fn vector(elements: impl IntoIterator<Item = f32>) -> ScalarValue {
 impl Prepared {
     pub(crate) async fn new(session: Session, statement: Statement) -> Result<Self> {
         // Names are checked now; types are when the values are there.
-        if let StatementKind::Sql(sql) = &statement.kind
-            && let ast::Statement::Query(query) = sql.as_ref()
-        {
-            let state = session.state();
-            let tables = StatementTables::new(session.clone(), state.clone());
-            Planner { state: &state, resolver: &tables }.check(query.as_ref().clone()).await?;
-        }
-        Ok(Self { session, statement })
+        let description = session.describe(&statement).await?;
+        Ok(Self { session, statement, description: Arc::new(description), template: Arc::default() })
+    }
+
+    /// What the statement needs and gives, as far as it was known when it was prepared.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The statement.
+    pub fn statement(&self) -> &Statement {
+        &self.statement
+    }
+
+    /// Plans a query on the newest snapshot, or carries another statement out. `parameters`: the values of `$1`, `$2`, ….
+    ///
+    /// # Errors
+    /// As [`Prepared::run`].
+    pub async fn start(&self, parameters: &[ScalarValue]) -> Result<Started> {
+        let prepared = Some((self.template.as_ref(), self.description.parameters.as_slice()));
+        self.session.start_as(&self.statement, parameters, prepared).await
     }
 
     /// Runs the statement on the newest snapshot. `parameters`: the values of `$1`, `$2`, ….
@@ -61,7 +77,7 @@ impl Prepared {
     /// # Errors
     /// A parameter without a value or of a type that does not fit, and whatever the statement itself meets.
     pub async fn run(&self, parameters: &[ScalarValue]) -> Result<Answer> {
-        self.session.run_with(&self.statement, parameters).await
+        self.start(parameters).await?.answer().map_err(|error| self.statement.place(error))
     }
 }
 
@@ -72,7 +88,7 @@ impl Session {
         sql: &ast::Statement,
         statement: &Statement,
         deadline: Option<Deadline>,
-    ) -> Result<Answer> {
+    ) -> Result<Dispatched> {
         match sql {
             ast::Statement::Prepare { name, data_types, statement: inner } => {
                 let kind = StatementKind::Sql(inner.clone());
@@ -81,13 +97,13 @@ impl Session {
                 let known = self.with_prepared(|prepared| prepared.contains_key(&name));
                 if known {
                     return Err(Error::new(
-                        ErrorKind::Conflict,
+                        ErrorKind::AlreadyExists,
                         format!("the statement \"{name}\" is prepared already; DEALLOCATE it first"),
                     ));
                 }
                 Prepared::new(self.clone(), stored.statement.clone()).await?;
                 self.with_prepared(|prepared| prepared.insert(name, stored));
-                Ok(Answer::done("PREPARE"))
+                Ok(Dispatched::Answered(Answer::done("PREPARE")))
             }
             ast::Statement::Execute {
                 name: Some(name),
@@ -110,7 +126,7 @@ impl Session {
                 } else {
                     self.with_prepared(|prepared| prepared.remove(&key)).ok_or_else(|| unknown(&key))?;
                 }
-                Ok(Answer::done("DEALLOCATE"))
+                Ok(Dispatched::Answered(Answer::done("DEALLOCATE")))
             }
             other => Err(Error::unsupported(format!("{other} is not supported; write EXECUTE name(value, …)"))),
         }

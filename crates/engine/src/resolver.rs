@@ -14,11 +14,11 @@ use planner::as_of::AsOf;
 use planner::resolve::{RelationName, Resolved, TableResolver};
 use planner::settings::Settings;
 use planner::{Planner, statement::StatementKind};
-use storage::{Catalog, Database, Relation, Snapshot, TableEntry, TableName};
+use storage::{Catalog, Database, Relation, Role, Snapshot, TableEntry, TableName};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::session::TableWords;
-use crate::{Error, Session, catalog_tables, files};
+use crate::{Error, ErrorKind, Session, catalog_tables, files};
 
 /// Finds the tables of one statement.
 pub(crate) struct StatementTables {
@@ -34,18 +34,21 @@ impl StatementTables {
         Self { session, state, catalog: OnceCell::new(), pinned: Mutex::default() }
     }
 
-    /// The catalog as the statement sees it.
+    /// The catalog as the statement and its user see it.
     pub(crate) async fn catalog(&self) -> crate::Result<Arc<Catalog>> {
-        let catalog =
-            self.catalog.get_or_try_init(|| async { self.session.engine().database().catalog().await }).await?;
+        let catalog = self.catalog.get_or_try_init(|| self.session.catalog()).await?;
         Ok(Arc::clone(catalog))
     }
 
-    /// A table of the database, to be written to.
-    pub(crate) async fn entry(&self, name: &RelationName) -> crate::Result<(TableName, TableEntry)> {
+    /// A table of the database, to be written to or altered.
+    pub(crate) async fn entry(&self, name: &RelationName, role: Role) -> crate::Result<(TableName, TableEntry)> {
         let table = TableName::new(&name.schema, &name.table);
-        match self.catalog().await?.relation(&table) {
-            Some(Relation::Table(entry)) => Ok((table, entry.clone())),
+        let catalog = self.catalog().await?;
+        match catalog.relation(&table) {
+            Some(Relation::Table(entry)) => {
+                self.session.require(&catalog, &name.schema, role)?;
+                Ok((table, entry.clone()))
+            }
             Some(other) => Err(Error::unsupported(format!(
                 "\"{name}\" is {} and cannot be written to; load it with CREATE TABLE … AS SELECT",
                 with_article(other.kind())
@@ -54,11 +57,15 @@ impl StatementTables {
         }
     }
 
-    /// A table of the database whose versions are asked for.
-    pub(crate) async fn versioned(&self, name: &RelationName) -> crate::Result<(TableName, TableEntry)> {
+    /// A table of the database whose versions are asked for or changed.
+    pub(crate) async fn versioned(&self, name: &RelationName, role: Role) -> crate::Result<(TableName, TableEntry)> {
         let table = TableName::new(&name.schema, &name.table);
-        match self.catalog().await?.relation(&table) {
-            Some(Relation::Table(entry)) => Ok((table, entry.clone())),
+        let catalog = self.catalog().await?;
+        match catalog.relation(&table) {
+            Some(Relation::Table(entry)) => {
+                self.session.require(&catalog, &name.schema, role)?;
+                Ok((table, entry.clone()))
+            }
             Some(other) => Err(Error::unsupported(format!(
                 "\"{name}\" is {} and has no versions of its own here; name a table of this database",
                 with_article(other.kind())
@@ -68,6 +75,11 @@ impl StatementTables {
             ))),
             None => Err(self.no_table(name).await),
         }
+    }
+
+    /// True if nothing of the catalog is hidden from the statement's user.
+    pub(crate) async fn sees_all(&self) -> crate::Result<bool> {
+        Ok(self.session.sees_all(self.catalog().await?.as_ref()))
     }
 
     pub(crate) fn database(&self) -> &Database {
@@ -92,7 +104,7 @@ impl StatementTables {
         let names: Vec<String> = self.names().await.unwrap_or_default().iter().map(ToString::to_string).collect();
         let meant = planner::resolve::nearest(&name.to_string(), names.iter().map(String::as_str));
         let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
-        Error { hint, ..Error::new(crate::ErrorKind::NotFound, format!("there is no table \"{name}\"")) }
+        Error { hint, ..Error::new(ErrorKind::NotFound, format!("there is no table \"{name}\"")) }
     }
 
     async fn look_up(&self, name: &RelationName, at: Option<&AsOf>) -> Result<Option<Resolved>> {
@@ -267,5 +279,23 @@ impl TableResolver for StatementTables {
         }
         names.extend(catalog_tables::names());
         Ok(names)
+    }
+
+    fn error_in_view(&self, view: &RelationName, error: DataFusionError) -> DataFusionError {
+        // A user who sees the view may see less than the one who wrote it: what it names stays untold.
+        let Some(user) = self.catalog.get().filter(|catalog| !self.session.sees_all(catalog)).and(self.session.user())
+        else {
+            return error;
+        };
+        match Error::from(error) {
+            error if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => boxed(Error::new(
+                ErrorKind::Forbidden,
+                format!(
+                    "view \"{view}\" reads something that does not exist or that user {user} has no right to read; a view \
+                     has no rights of its own, ask for READ on the schemas of what it reads"
+                ),
+            )),
+            error => boxed(error),
+        }
     }
 }

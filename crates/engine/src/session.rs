@@ -1,29 +1,33 @@
 //! A session: settings, prepared statements, and the dispatch of each statement to what carries it out.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use arrow::datatypes::DataType;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
-use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::sql::sqlparser::ast;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use planner::Planner;
 use planner::settings::Settings;
 use planner::statement::StatementKind;
+use storage::Catalog;
+
+use tracing::Instrument;
 
 use crate::answer::panicked;
 use crate::change::Changing;
 use crate::deadline::Deadline;
+use crate::plan::{Plan, Started};
 use crate::prepared::Named;
+use crate::queries::Running;
 use crate::resolver::StatementTables;
-use crate::{Answer, Engine, Error, Prepared, Progress, Result, Rows, ScalarValue};
-
-/// How many batches a query makes before the caller asks for them.
-const BATCHES_AHEAD: usize = 2;
+use crate::rights::Principal;
+use crate::template::TemplateCell;
+use crate::{Answer, Engine, Error, Prepared, Result, ScalarValue};
 
 /// A user's session. Cheap to clone; clones share settings and prepared statements.
 #[derive(Clone)]
@@ -33,22 +37,51 @@ pub struct Session {
 
 struct Inner {
     engine: Engine,
+    principal: Principal,
     state: RwLock<SessionState>,
     prepared: Mutex<HashMap<String, Named>>,
+    /// The last catalog as the user saw it.
+    seen: Mutex<Option<Arc<Catalog>>>,
 }
 
 /// A parsed statement.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Statement {
     pub(crate) kind: StatementKind,
+    /// What is shown of it where that is not the text itself.
+    pub(crate) shown: Option<Arc<str>>,
     pub(crate) source: Arc<str>,
     pub(crate) range: Range<usize>,
 }
 
+/// Not the whole text that was parsed: a statement beside this one may hold a password.
+impl fmt::Debug for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Statement").field("text", &self.text()).field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
 impl Statement {
-    /// The statement without its semicolon.
+    /// The statement without its semicolon, and without the password of one about users.
     pub fn text(&self) -> &str {
+        self.shown.as_deref().unwrap_or(&self.source[self.range.clone()])
+    }
+
+    /// The statement as it was written, a password in it included: not to be shown.
+    pub fn written(&self) -> &str {
         &self.source[self.range.clone()]
+    }
+
+    /// Whether it reads or changes what belongs to the session alone: settings, prepared statements.
+    pub fn is_of_session(&self) -> bool {
+        use ast::Statement as Sql;
+        match &self.kind {
+            StatementKind::Reset(_) => true,
+            StatementKind::Sql(sql) => {
+                matches!(sql.as_ref(), Sql::Set(_) | Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. })
+            }
+            _ => false,
+        }
     }
 
     /// The error with its place in the text that was parsed.
@@ -86,9 +119,22 @@ pub struct TableWords {
     pub columns: Vec<String>,
 }
 
+/// What a statement comes to.
+pub(crate) enum Dispatched {
+    /// A query: its logical plan, and the state that it was planned in.
+    Planned(LogicalPlan, Arc<SessionState>),
+    /// Everything else is carried out.
+    Answered(Answer),
+}
+
 impl Session {
-    pub(crate) fn new(engine: Engine, state: SessionState) -> Self {
-        Self { inner: Arc::new(Inner { engine, state: RwLock::new(state), prepared: Mutex::default() }) }
+    pub(crate) fn new(engine: Engine, state: SessionState, principal: Principal) -> Self {
+        let (state, prepared, seen) = (RwLock::new(state), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { engine, principal, state, prepared, seen }) }
+    }
+
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.inner.principal
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -105,6 +151,7 @@ impl Session {
         let source: Arc<str> = sql.into();
         let statement = |parsed: planner::statement::Statement| Statement {
             kind: parsed.kind,
+            shown: (parsed.text != sql[parsed.range.clone()]).then(|| parsed.text.into()),
             source: Arc::clone(&source),
             range: parsed.range,
         };
@@ -136,16 +183,71 @@ impl Session {
     }
 
     pub(crate) async fn run_with(&self, statement: &Statement, parameters: &[ScalarValue]) -> Result<Answer> {
+        self.start(statement, parameters).await?.answer().map_err(|error| statement.place(error))
+    }
+
+    /// Plans a query, and carries out any other statement. `parameters`: the values of `$1`, `$2`, ….
+    ///
+    /// # Errors
+    /// Whatever is wrong with it; a statement that fails has changed nothing.
+    pub async fn start(&self, statement: &Statement, parameters: &[ScalarValue]) -> Result<Started> {
+        self.start_as(statement, parameters, None).await
+    }
+
+    /// As [`Session::start`]. `prepared`: the template of the statement, if it is a prepared one, and the types of its
+    /// parameters.
+    pub(crate) async fn start_as(
+        &self,
+        statement: &Statement,
+        parameters: &[ScalarValue],
+        prepared: Option<(&TemplateCell, &[Option<DataType>])>,
+    ) -> Result<Started> {
         let deadline = Deadline::of(&self.settings(), &statement.kind);
+        let running = self.engine().queries().begin(&statement.kind, statement.text(), self.user());
         // Boxed: a caller's own futures would else hold the types of all statements.
-        let work =
-            AssertUnwindSafe(self.dispatch(&statement.kind, statement, parameters, deadline).boxed()).catch_unwind();
-        let result = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.at, work).await.map_err(|_| deadline.error())?,
-            None => work.await,
+        let work = self.carry_out(statement, parameters, deadline, &running, prepared);
+        let span = tracing::info_span!("statement", query_id = running.id(), user = self.user());
+        let work = AssertUnwindSafe(work.instrument(span).boxed()).catch_unwind();
+        let work = async {
+            tokio::select! {
+                biased;
+                () = running.cancellation().cancelled() => Ok(Err(running.cancelled_error())),
+                result = work => result,
+            }
         };
-        let result = result.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
+        running.enter_run();
+        let result = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.at, work).await.map_err(|_| deadline.error()),
+            None => Ok(work.await),
+        };
+        running.leave_run();
+        let result = result?.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
         result.map_err(|error| statement.place(error))
+    }
+
+    async fn carry_out(
+        &self,
+        statement: &Statement,
+        parameters: &[ScalarValue],
+        deadline: Option<Deadline>,
+        running: &Arc<Running>,
+        prepared: Option<(&TemplateCell, &[Option<DataType>])>,
+    ) -> Result<Started> {
+        if let Some((template, types)) = prepared {
+            if let Some((physical, state)) = template.bound(self, parameters).await? {
+                return Ok(Started::Query(Plan::of_physical(physical, &state, statement, deadline, running)));
+            }
+            template.learn(self, statement, parameters, types).await;
+        }
+        Ok(match self.dispatch(&statement.kind, statement, parameters, deadline).await? {
+            Dispatched::Planned(plan, state) => {
+                Started::Query(Plan::new(&plan, &state, statement, deadline, running).await?)
+            }
+            Dispatched::Answered(Answer::Rows(rows)) => {
+                Started::Answered(Answer::Rows(rows.of_running(Arc::clone(running))))
+            }
+            Dispatched::Answered(answer) => Started::Answered(answer),
+        })
     }
 
     /// Parses a statement that is run several times, with values for `$1`, `$2`, ….
@@ -216,25 +318,32 @@ impl Session {
         work(&mut self.inner.prepared.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    pub(crate) fn with_seen<T>(&self, work: impl FnOnce(&mut Option<Arc<Catalog>>) -> T) -> T {
+        work(&mut self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     async fn dispatch(
         &self,
         kind: &StatementKind,
         statement: &Statement,
         parameters: &[ScalarValue],
         deadline: Option<Deadline>,
-    ) -> Result<Answer> {
+    ) -> Result<Dispatched> {
         self.refuse_in_past(kind)?;
         self.refuse_to_ignore_key(kind)?;
-        match kind {
-            StatementKind::Sql(sql) => self.dispatch_sql(sql, statement, parameters, deadline).await,
+        let answer = match kind {
+            StatementKind::Sql(sql) => return self.dispatch_sql(sql, statement, parameters, deadline).await,
+            StatementKind::Explain(explain) => return self.explain(explain, parameters).boxed().await,
             StatementKind::CreateExternal(create) => self.create_external(create).await,
             StatementKind::CopyTo(copy) => self.copy_to(copy, parameters).await,
             StatementKind::CopyFrom(copy) => self.copy_from(copy).await,
-            StatementKind::Explain(explain) => self.explain(explain, statement, parameters, deadline).boxed().await,
             StatementKind::Reset(name) => self.reset(name),
             StatementKind::Time(time) => self.time(time, parameters).boxed().await,
             StatementKind::Check(table) => self.check(table).boxed().await,
-        }
+            StatementKind::Kill(id) => self.kill_query(id).await,
+            StatementKind::User(user) => self.change_users(user).boxed().await,
+        };
+        answer.map(Dispatched::Answered)
     }
 
     async fn dispatch_sql(
@@ -243,12 +352,12 @@ impl Session {
         statement: &Statement,
         parameters: &[ScalarValue],
         deadline: Option<Deadline>,
-    ) -> Result<Answer> {
+    ) -> Result<Dispatched> {
         use ast::Statement as Sql;
-        match sql {
+        let answer = match sql {
             Sql::Query(query) => {
                 let (plan, state) = self.plan_query(query, parameters).await?;
-                self.rows(&plan, &state, statement, deadline).await
+                return Ok(Dispatched::Planned(plan, state));
             }
             Sql::Insert(insert) => self.insert(insert, parameters, statement, deadline).boxed().await,
             Sql::Update(update) => {
@@ -271,19 +380,20 @@ impl Session {
                     StatementTables::new(self.clone(), self.state()).check_exists(&name).boxed().await?;
                 }
                 let query = crate::session_settings::shown_as_query(sql)?;
-                Box::pin(self.run_text(&query, deadline)).await
+                return Box::pin(self.run_text(&query, deadline)).await;
             }
             Sql::Prepare { .. } | Sql::Execute { .. } | Sql::Deallocate { .. } => {
-                Box::pin(self.named_statement(sql, statement, deadline)).await
+                return Box::pin(self.named_statement(sql, statement, deadline)).await;
             }
             _ => {
                 let words: Vec<&str> = statement.text().split_whitespace().take(2).collect();
                 Err(Error::unsupported(format!("the statement {} … is not supported", words.join(" ").to_uppercase())))
             }
-        }
+        };
+        answer.map(Dispatched::Answered)
     }
 
-    async fn run_text(&self, sql: &str, deadline: Option<Deadline>) -> Result<Answer> {
+    async fn run_text(&self, sql: &str, deadline: Option<Deadline>) -> Result<Dispatched> {
         let mut statements = self.parse(sql)?;
         let Some(statement) = statements.pop() else { return Err(Error::invalid("the text holds no statement")) };
         self.dispatch(&statement.kind, &statement, &[], deadline).await
@@ -295,7 +405,7 @@ impl Session {
         stored: &Statement,
         parameters: &[ScalarValue],
         deadline: Option<Deadline>,
-    ) -> Result<Answer> {
+    ) -> Result<Dispatched> {
         Box::pin(self.dispatch(&stored.kind, stored, parameters, deadline)).await
     }
 
@@ -315,31 +425,6 @@ impl Session {
             )));
         }
         Ok((plan, state))
-    }
-
-    /// Plans physically and starts.
-    pub(crate) async fn rows(
-        &self,
-        plan: &LogicalPlan,
-        state: &SessionState,
-        statement: &Statement,
-        deadline: Option<Deadline>,
-    ) -> Result<Answer> {
-        let physical = state.create_physical_plan(plan).await?;
-        let mut stream = execute_stream(Arc::clone(&physical), task_context(state))?;
-        // In a task of its own: however long one step of the plan takes, the caller can stop waiting for it.
-        let mut receiver = RecordBatchReceiverStream::builder(stream.schema(), BATCHES_AHEAD);
-        let sender = receiver.tx();
-        receiver.spawn(async move {
-            while let Some(batch) = stream.next().await {
-                if sender.send(batch).await.is_err() {
-                    break;
-                }
-            }
-            Ok(())
-        });
-        let stream = receiver.build();
-        Ok(Answer::Rows(Rows::new(stream, Progress::of_plan(physical), Some(statement.clone()), deadline)))
     }
 }
 

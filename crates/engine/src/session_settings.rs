@@ -18,6 +18,25 @@ pub(crate) fn names() -> Vec<String> {
 }
 
 impl Session {
+    /// Sets a setting from its text, as SET does; `default` puts it back.
+    ///
+    /// # Errors
+    /// A setting that does not exist, a value that it cannot take.
+    pub fn set_setting(&self, name: &str, value: &str) -> Result<()> {
+        match value.eq_ignore_ascii_case("default") {
+            true => self.reset(name).map(|_| ()),
+            false => self.change_settings(|settings| settings.assign(&name.to_lowercase(), value)),
+        }
+    }
+
+    /// Name, value and description of every setting.
+    ///
+    /// # Errors
+    /// None that a caller can make happen.
+    pub fn all_settings(&self) -> Result<Vec<(String, String, &'static str)>> {
+        described(&self.settings())
+    }
+
     pub(crate) fn set(&self, set: &Set) -> Result<Answer> {
         let (variable, values) = match set {
             Set::SingleAssignment {
@@ -73,7 +92,7 @@ impl Session {
         };
         let schema = batch.schema();
         let stream = RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(batch)]));
-        Ok(Answer::Rows(Rows::new(Box::pin(stream), Progress::default(), None, None)))
+        Ok(Answer::Rows(Rows::new(Box::pin(stream), Progress::new(), None, None)))
     }
 }
 

@@ -22,7 +22,7 @@ use planner::resolve::RelationName;
 use planner::settings::QUERY_TIME_MAX;
 use planner::statement::StatementKind;
 use planner::time_statement::{TimeStatement, Upkeep};
-use storage::{Catalog, Database, Relation, Retention, TableEntry, TableName, VersionInfo};
+use storage::{Catalog, Database, Relation, Retention, Role, TableEntry, TableName, VersionInfo};
 
 use crate::change::retried;
 use crate::definition::now_us;
@@ -43,18 +43,18 @@ impl Session {
     pub(crate) async fn time(&self, statement: &TimeStatement, parameters: &[ScalarValue]) -> Result<Answer> {
         match statement {
             TimeStatement::CreateTag { tag, table, at } => {
-                let (_, entry) = self.versioned(table).await?;
+                let (_, entry) = self.versioned(table, Role::Write).await?;
                 let at = at.as_ref().map(|at| self.moment(at, parameters)).transpose()?;
                 self.engine().database().create_tag(&entry, tag, at.as_ref(), now_us()).await?;
                 Ok(Answer::done("CREATE TAG"))
             }
             TimeStatement::DropTag { tag, table, if_exists } => {
-                let (_, entry) = self.versioned(table).await?;
+                let (_, entry) = self.versioned(table, Role::Write).await?;
                 self.engine().database().drop_tag(&entry, tag, *if_exists).await?;
                 Ok(Answer::done("DROP TAG"))
             }
             TimeStatement::Restore { table, to } => {
-                let (name, entry) = self.versioned(table).await?;
+                let (name, entry) = self.versioned(table, Role::Write).await?;
                 let to = self.moment(to, parameters)?;
                 retried(&name.to_string(), async || {
                     Ok(self.engine().database().restore(&name, &entry, &to, now_us()).await?)
@@ -68,8 +68,8 @@ impl Session {
     }
 
     /// A table of this database, by its name in a statement about its versions.
-    async fn versioned(&self, table: &ast::ObjectName) -> Result<(TableName, TableEntry)> {
-        StatementTables::new(self.clone(), self.state()).versioned(&RelationName::of_sql(table)?).await
+    async fn versioned(&self, table: &ast::ObjectName, role: Role) -> Result<(TableName, TableEntry)> {
+        StatementTables::new(self.clone(), self.state()).versioned(&RelationName::of_sql(table)?, role).await
     }
 
     fn moment(&self, moment: &Moment, parameters: &[ScalarValue]) -> Result<storage::AsOf> {
@@ -80,7 +80,7 @@ impl Session {
     }
 
     async fn optimize(&self, upkeep: &Upkeep) -> Result<Answer> {
-        let (name, entry) = self.versioned(&upkeep.table).await?;
+        let (name, entry) = self.versioned(&upkeep.table, Role::Write).await?;
         let report = self.engine().database().optimize(&name, &entry, upkeep.is_dry_run).await?;
         figures(vec![
             ("fragments_before", Some(report.fragments_before)),
@@ -90,7 +90,7 @@ impl Session {
     }
 
     async fn vacuum(&self, upkeep: &Upkeep) -> Result<Answer> {
-        let (_, entry) = self.versioned(&upkeep.table).await?;
+        let (_, entry) = self.versioned(&upkeep.table, Role::Admin).await?;
         let keep_since_us = entry.retention.unwrap_or(Retention::DEFAULT).keep_since_us(now_us(), QUERY_TIME_MAX);
         let report = self.engine().database().vacuum(&entry, keep_since_us, upkeep.is_dry_run).await?;
         figures(vec![
@@ -140,12 +140,12 @@ pub(crate) fn is_reading(kind: &StatementKind) -> bool {
             _ => false,
         },
         StatementKind::Explain(explain) => is_reading(&explain.statement),
-        StatementKind::CopyTo(_) | StatementKind::Reset(_) | StatementKind::Check(_) => true,
+        StatementKind::CopyTo(_) | StatementKind::Reset(_) | StatementKind::Check(_) | StatementKind::Kill(_) => true,
         StatementKind::Time(time) => match time.as_ref() {
             TimeStatement::Optimize(upkeep) | TimeStatement::Vacuum(upkeep) => upkeep.is_dry_run,
             _ => false,
         },
-        StatementKind::CreateExternal(_) | StatementKind::CopyFrom(_) => false,
+        StatementKind::CreateExternal(_) | StatementKind::CopyFrom(_) | StatementKind::User(_) => false,
     }
 }
 
@@ -164,7 +164,7 @@ fn figures(columns: Vec<(&str, Option<u64>)>) -> Result<Answer> {
     let arrays = columns.into_iter().map(|(name, count)| (name, counts([count]))).collect();
     let batch = batch(arrays)?;
     let stream = RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)]));
-    Ok(Answer::Rows(Rows::new(Box::pin(stream), Progress::default(), None, None)))
+    Ok(Answer::Rows(Rows::new(Box::pin(stream), Progress::new(), None, None)))
 }
 
 fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
@@ -182,7 +182,7 @@ fn counts(values: impl IntoIterator<Item = Option<u64>>) -> ArrayRef {
 impl StatementTables {
     /// The versions of a table, oldest first.
     pub(crate) async fn history_table(&self, name: &RelationName) -> Result<Arc<dyn TableProvider>> {
-        let (_, entry) = self.versioned(name).await?;
+        let (_, entry) = self.versioned(name, Role::Read).await?;
         let versions = self.database().history(&entry).await?;
         let batch = batch(version_columns(&versions))?;
         Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
@@ -195,7 +195,7 @@ impl StatementTables {
         from: Option<&AsOf>,
         to: Option<&AsOf>,
     ) -> Result<Arc<dyn TableProvider>> {
-        let (_, entry) = self.versioned(name).await?;
+        let (_, entry) = self.versioned(name, Role::Read).await?;
         let (from, to) = (self.version_at(&entry, from).await?, self.version_at(&entry, to).await?);
         if from > to {
             return Err(Error::invalid(format!(

@@ -24,20 +24,34 @@ use crate::{Error, Result, Session};
 /// How many rows are looked at for the length of lists that are all NULL so far.
 const HEAD_ROWS_MAX: usize = 65_536;
 
+/// What becomes of float lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FloatLists {
+    /// Those whose length is constant become vectors. The source may be read several times.
+    ToVectors,
+    /// They stay what they are, and the source is read once.
+    Keep,
+}
+
 impl Session {
-    /// Creates a table from the rows of a source that can be read again. `None`: it was there, nothing was read.
+    /// Creates a table from the rows of a source. `None`: it was there, nothing was read.
     pub(crate) async fn create_from(
         &self,
         name: &TableName,
         mode: CreateMode,
         retention: Option<Retention>,
+        float_lists: FloatLists,
         source: impl Fn() -> datafusion::error::Result<SendableRecordBatchStream>,
         progress: Option<Progress>,
     ) -> Result<Option<u64>> {
         let mut lists = BTreeSet::new();
         loop {
             let broken = Arc::new(Mutex::new(None));
-            let (schema, rows) = vectorized(source()?, &lists, Arc::clone(&broken)).await?;
+            let rows = source()?;
+            if float_lists == FloatLists::Keep {
+                lists.extend(0..rows.schema().fields().len());
+            }
+            let (schema, rows) = vectorized(rows, &lists, Arc::clone(&broken)).await?;
             let definition = TableDefinition {
                 schema: storage::storable_schema(&schema)?,
                 defaults: Default::default(),

@@ -56,6 +56,17 @@ impl FetchRowsExec {
         Self { snapshot, table, address, fields, input, properties, metrics: ExecutionPlanMetricsSet::new() }
     }
 
+    /// The snapshot that rows are fetched from.
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The same operator on another snapshot of the table.
+    pub(crate) fn bound(&self, snapshot: Snapshot) -> Self {
+        let (address, input) = (Arc::clone(&self.address), Arc::clone(&self.input));
+        Self::new(snapshot, self.table.clone(), address, self.fields.clone(), input)
+    }
+
     fn names(&self) -> Vec<String> {
         self.fields.iter().map(|field| field.name().clone()).collect()
     }

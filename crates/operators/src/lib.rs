@@ -1,6 +1,7 @@
 //! How is it run? One file per physical operator, and the table provider over a storage snapshot.
 //! Nothing here parses SQL.
 
+pub mod bind;
 pub mod change;
 pub mod changes;
 pub mod cooperate;

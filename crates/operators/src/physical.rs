@@ -17,10 +17,11 @@ use planner::fetch_rows::FetchRows;
 use planner::settings::Settings;
 use planner::vector_search::VectorSearch;
 
+use crate::bind::has_parameters;
 use crate::change::{ChangeExec, Gathering};
 use crate::fetch_rows::FetchRowsExec;
 use crate::table::SnapshotTable;
-use crate::vector_search::VectorSearchExec;
+use crate::vector_search::{QueryVector, VectorSearchExec};
 
 /// Plans queries with our operators among DataFusion's.
 #[derive(Debug)]
@@ -64,7 +65,10 @@ impl ExtensionPlanner for Operators {
                 search.table_name, search.vector
             )));
         }
-        let query = planner.create_physical_expr(&search.query, &DFSchema::empty(), state)?;
+        let query = match has_parameters(&search.query) {
+            true => QueryVector::Open(search.query.clone()),
+            false => QueryVector::Ready(planner.create_physical_expr(&search.query, &DFSchema::empty(), state)?),
+        };
         let schema = Arc::clone(search_schema(search));
         let plan = VectorSearchExec::try_new(search, table.snapshot.clone(), query, inputs.first().cloned(), schema)?;
         Ok(Some(Arc::new(plan)))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::stats::Precision;
-use datafusion::common::{Statistics, internal_err};
+use datafusion::common::{ScalarValue, Statistics, internal_err};
 use datafusion::error::Result;
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::Expr;
@@ -21,6 +21,7 @@ use datafusion::physical_plan::{
 use futures::StreamExt;
 use storage::{ROW_ADDRESS, ScanPartition, ScanRequest, Snapshot};
 
+use crate::bind::with_values;
 use crate::external;
 
 /// Reads live rows of one snapshot in row order within each partition.
@@ -32,11 +33,29 @@ pub struct TableScanExec {
     filters: Vec<Expr>,
     limit: Option<usize>,
     partitions: Vec<Option<ScanPartition>>,
+    partitions_max: usize,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
 impl TableScanExec {
+    /// The snapshot that is read.
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The same scan of another snapshot of the table, its parameters replaced by `values`; `None` if it would have
+    /// another number of partitions, which the operators above rely on.
+    ///
+    /// # Errors
+    /// A parameter without a value.
+    pub(crate) fn bound(&self, snapshot: Snapshot, values: &[ScalarValue]) -> Result<Option<Self>> {
+        let filters = self.filters.iter().map(|filter| with_values(filter.clone(), values)).collect::<Result<_>>()?;
+        let (name, columns) = (self.name.clone(), self.columns.clone());
+        let bound = Self::try_new(name, snapshot, columns, filters, self.limit, self.partitions_max)?;
+        Ok((bound.partitions.len() == self.partitions.len()).then_some(bound))
+    }
+
     /// A scan of `columns`, cut into at most `partitions` parts. A limit is kept in one part: each part would
     /// otherwise read up to the limit.
     ///
@@ -75,6 +94,7 @@ impl TableScanExec {
             filters,
             limit,
             partitions: parts,
+            partitions_max: partitions,
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
         })

@@ -48,6 +48,11 @@ impl SnapshotTable {
         Self { snapshot, name, schema, defaults: Arc::new(defaults), write }
     }
 
+    /// Where new rows go: the table's newest version if there is such a place.
+    pub fn target(&self) -> Option<&WriteTarget> {
+        self.write.as_ref()
+    }
+
     /// The provider that rules recognise as searchable.
     pub fn into_provider(self) -> Arc<dyn TableProvider> {
         Arc::new(Searchable(Arc::new(self)))

@@ -10,11 +10,15 @@ use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, RecordBa
 use arrow::datatypes::{Field, Schema, SchemaRef, UInt64Type};
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
-use datafusion::common::{Statistics, exec_err, internal_err, plan_err};
+use datafusion::common::{DFSchema, ScalarValue, Statistics, exec_err, internal_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::MemoryConsumer;
-use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, PhysicalExpr, PhysicalSortExpr};
+use datafusion::logical_expr::Expr;
+use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::physical_expr::{
+    EquivalenceProperties, LexOrdering, PhysicalExpr, PhysicalSortExpr, create_physical_expr,
+};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -29,6 +33,7 @@ use planner::vector_type::VectorType;
 use planner::vectors::VectorArray;
 use storage::{Snapshot, VectorChunk, VectorChunkRef};
 
+use crate::bind::with_values;
 use crate::external;
 
 /// Rows that one worker compares before it looks for cancellation and takes the next: some 300 µs of work.
@@ -45,11 +50,29 @@ pub struct VectorSearchExec {
     vector_type: VectorType,
     metric: Metric,
     reach: Reach,
-    query: Arc<dyn PhysicalExpr>,
+    query: QueryVector,
     candidates: Option<Arc<dyn ExecutionPlan>>,
     columns: Vec<String>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
+}
+
+/// The query vector of a search.
+#[derive(Debug, Clone)]
+pub enum QueryVector {
+    /// An expression without columns, evaluated once when the search runs.
+    Ready(Arc<dyn PhysicalExpr>),
+    /// It has parameters without values: the search is part of a template and is bound before it runs.
+    Open(Expr),
+}
+
+impl fmt::Display for QueryVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready(expr) => write!(f, "{expr}"),
+            Self::Open(expr) => write!(f, "{expr}"),
+        }
+    }
 }
 
 impl VectorSearchExec {
@@ -61,7 +84,7 @@ impl VectorSearchExec {
     pub fn try_new(
         search: &VectorSearch,
         snapshot: Snapshot,
-        query: Arc<dyn PhysicalExpr>,
+        query: QueryVector,
         candidates: Option<Arc<dyn ExecutionPlan>>,
         schema: SchemaRef,
     ) -> Result<Self> {
@@ -90,6 +113,43 @@ impl VectorSearchExec {
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
         })
+    }
+
+    /// The snapshot that is searched.
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The same search of another snapshot of the table, its parameters replaced by `values`.
+    ///
+    /// # Errors
+    /// A parameter without a value.
+    pub(crate) fn bound(&self, snapshot: Snapshot, values: &[ScalarValue]) -> Result<Self> {
+        let query = match &self.query {
+            QueryVector::Ready(expr) => QueryVector::Ready(Arc::clone(expr)),
+            QueryVector::Open(expr) => {
+                let expr = with_values(expr.clone(), values)?;
+                QueryVector::Ready(create_physical_expr(&expr, &DFSchema::empty(), &ExecutionProps::new())?)
+            }
+        };
+        Ok(Self { snapshot, query, ..self.anew(self.candidates.clone()) })
+    }
+
+    /// The same search with these candidates, nothing measured yet.
+    fn anew(&self, candidates: Option<Arc<dyn ExecutionPlan>>) -> Self {
+        Self {
+            snapshot: self.snapshot.clone(),
+            table: self.table.clone(),
+            vector: self.vector.clone(),
+            vector_type: self.vector_type,
+            metric: self.metric,
+            reach: self.reach,
+            query: self.query.clone(),
+            candidates,
+            columns: self.columns.clone(),
+            properties: Arc::clone(&self.properties),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
     }
 
     fn run(&self, context: &TaskContext) -> Run {
@@ -181,19 +241,7 @@ impl ExecutionPlan for VectorSearchExec {
         if children.len() != usize::from(self.candidates.is_some()) {
             return internal_err!("a search has at most one input, not {}", children.len());
         }
-        Ok(Arc::new(Self {
-            snapshot: self.snapshot.clone(),
-            table: self.table.clone(),
-            vector: self.vector.clone(),
-            vector_type: self.vector_type,
-            metric: self.metric,
-            reach: self.reach,
-            query: Arc::clone(&self.query),
-            candidates: children.pop(),
-            columns: self.columns.clone(),
-            properties: Arc::clone(&self.properties),
-            metrics: ExecutionPlanMetricsSet::new(),
-        }))
+        Ok(Arc::new(self.anew(children.pop())))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
@@ -206,7 +254,10 @@ impl ExecutionPlan for VectorSearchExec {
             Some(plan) => Some(plan.execute(0, Arc::clone(&context))?),
             None => None,
         };
-        let (query, columns, schema) = (Arc::clone(&self.query), self.columns.clone(), self.schema());
+        let QueryVector::Ready(query) = &self.query else {
+            return internal_err!("a search runs with a query vector, not with the parameter {}", self.query);
+        };
+        let (query, columns, schema) = (Arc::clone(query), self.columns.clone(), self.schema());
         let batch_rows = context.session_config().batch_size().max(1);
         let fetch_schema = Arc::clone(&schema);
         let batches = futures::stream::once(async move {

@@ -24,6 +24,7 @@ pub mod sql_text;
 pub mod statement;
 pub mod time_statement;
 pub mod tokens;
+pub mod user_statement;
 pub mod vector_operators;
 pub mod vector_search;
 pub mod vector_type;
@@ -39,7 +40,6 @@ use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableSource};
-use datafusion::optimizer::Optimizer;
 use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{self, ObjectName};
 use futures::FutureExt;
@@ -66,7 +66,7 @@ pub fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
     let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> =
         vec![Arc::new(vector_operators::VectorOperators)];
     planners.extend(state.expr_planners().take().unwrap_or_default());
-    let mut rules = Optimizer::new().rules;
+    let mut rules = rules::where_it_applies::rules();
     rules.push(Arc::new(rules::fetch_less::FetchLess));
     state
         .with_expr_planners(planners)
@@ -105,6 +105,20 @@ impl Planner<'_> {
             return Ok(plan);
         }
         plan.with_param_values(parameters.to_vec())
+    }
+
+    /// Plans a query and leaves its parameters in the plan, of the types of these values: what [`Planner::query`] plans, for
+    /// other values too.
+    ///
+    /// # Errors
+    /// As [`Planner::query`].
+    pub async fn query_with_open_parameters(
+        &self,
+        query: ast::Query,
+        parameters: &[ScalarValue],
+    ) -> Result<LogicalPlan> {
+        let scope = Scope { parameters: parameters.to_vec(), ..Scope::default() };
+        self.plan(ast::Statement::Query(Box::new(query)), scope).await
     }
 
     /// Plans a query whose parameters have no values yet, to see whether its names exist. Tables whose moment is a
@@ -247,7 +261,8 @@ impl Planner<'_> {
             (Some(StatementKind::Sql(statement)), true) => *statement,
             _ => return plan_err!("the text of view {name} is not one query: {sql}"),
         };
-        let plan = self.plan(query, Scope { depth: scope.depth + 1, ..scope }).await?;
+        let plan = self.plan(query, Scope { depth: scope.depth + 1, ..scope }).await;
+        let plan = plan.map_err(|error| self.resolver.error_in_view(name, error))?;
         Ok(ViewTable::new(plan, Some(sql.to_owned())))
     }
 }

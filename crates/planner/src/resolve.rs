@@ -122,6 +122,12 @@ pub trait TableResolver: Debug + Send + Sync {
 
     /// All names, to suggest one that was meant.
     async fn names(&self) -> Result<Vec<RelationName>>;
+
+    /// What is told of an error in the text of a view, which the one who reads the view did not write.
+    fn error_in_view(&self, view: &RelationName, error: DataFusionError) -> DataFusionError {
+        let _ = view;
+        error
+    }
 }
 
 /// A table that a search can run in: its rows have addresses, and its vectors and columns can be read by them.

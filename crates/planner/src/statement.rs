@@ -12,6 +12,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 use crate::dialect::SagittaDialect;
 use crate::time_statement::{self, TimeStatement};
 use crate::tokens;
+use crate::user_statement::{self, UserStatement};
 
 /// How deep expressions and queries may nest, so that no text can overflow the stack of the parser.
 pub const NESTING_MAX: usize = 128;
@@ -21,7 +22,7 @@ pub const TEXT_BYTES_MAX: usize = 64 << 20;
 /// One statement of a text.
 #[derive(Debug, Clone)]
 pub struct Statement {
-    /// The statement without its semicolon.
+    /// The statement without its semicolon, and without the password of one about users.
     pub text: String,
     /// Where it stands in the text that was parsed, in bytes.
     pub range: Range<usize>,
@@ -48,6 +49,10 @@ pub enum StatementKind {
     Time(Box<TimeStatement>),
     /// `CHECK TABLE table`.
     Check(ast::ObjectName),
+    /// `KILL [QUERY] 'id'`.
+    Kill(String),
+    /// Users, GRANT, REVOKE.
+    User(Box<UserStatement>),
 }
 
 /// `COPY table [(columns)] FROM 'file' [STORED AS format] [OPTIONS (key value, …)]`.
@@ -96,8 +101,16 @@ pub fn parse(sql: &str) -> Result<Vec<Statement>> {
 
 fn parse_one(sql: &str, places: &tokens::Places<'_>, part: Vec<TokenWithSpan>) -> Result<Statement> {
     let range = tokens::range_of(places, &part);
-    let text = sql[range.clone()].to_owned();
+    if tokens::mixes_parameters(&part) {
+        return Err(syntax(
+            "the statement has parameters of both kinds, ? and $1; write all of them in one way".into(),
+        ));
+    }
     let kind = parse_kind(&tokens::rewrite(&part))?;
+    let text = match kind {
+        StatementKind::User(_) => user_statement::shown(sql, places, &part),
+        _ => sql[range.clone()].to_owned(),
+    };
     Ok(Statement { text, range, kind })
 }
 
@@ -118,10 +131,21 @@ fn parse_kind(part: &[TokenWithSpan]) -> Result<StatementKind> {
         let time = time_statement::parse(&mut parser).map_err(DataFusionError::from)?;
         return Ok(StatementKind::Time(Box::new(time)));
     }
+    if user_statement::starts(starts) {
+        let mut parser =
+            Parser::new(&SagittaDialect).with_tokens_with_locations(with_end(part)).with_recursion_limit(NESTING_MAX);
+        return Ok(StatementKind::User(Box::new(user_statement::parse(&mut parser)?)));
+    }
     if starts(&["CHECK", "TABLE"]) {
         return parse_check(part);
     }
+    if starts(&["KILL"]) {
+        return parse_kill(&solid);
+    }
     refuse_unbuilt(&solid)?;
+    if starts(&["PREPARE"]) {
+        refuse_prepared_user(&solid)?;
+    }
     refuse_foreign_words(&solid)?;
     let mut parser =
         DFParserBuilder::new(with_end(part)).with_dialect(&SagittaDialect).with_recursion_limit(NESTING_MAX).build()?;
@@ -164,11 +188,9 @@ const UNBUILT: &[(&[&str], &str)] = &[
     (&["REINDEX"], EXACT),
     (&["ANALYZE"], EXACT),
     (&["CHECK"], "write CHECK TABLE t"),
-    (&["KILL"], "cancel a statement with Ctrl-C"),
-    (&["CREATE", "USER"], ONE_USER),
-    (&["CREATE", "ROLE"], ONE_USER),
-    (&["GRANT"], ONE_USER),
-    (&["REVOKE"], ONE_USER),
+    (&["CREATE", "ROLE"], NO_ROLES),
+    (&["ALTER", "ROLE"], NO_ROLES),
+    (&["DROP", "ROLE"], NO_ROLES),
     (&["BEGIN"], ONE_TRANSACTION),
     (&["START", "TRANSACTION"], ONE_TRANSACTION),
     (&["COMMIT"], ONE_TRANSACTION),
@@ -178,7 +200,8 @@ const UNBUILT: &[(&[&str], &str)] = &[
 ];
 
 const EXACT: &str = "every search compares all candidates and is exact";
-const ONE_USER: &str = "there are no users: whoever can read the files can read the database";
+const NO_ROLES: &str =
+    "rights are given to users: write CREATE USER name PASSWORD '…' and GRANT READ ON SCHEMA s TO name";
 const ONE_TRANSACTION: &str = "each statement is its own transaction";
 
 fn refuse_unbuilt(solid: &[&Token]) -> Result<()> {
@@ -190,6 +213,21 @@ fn refuse_unbuilt(solid: &[&Token]) -> Result<()> {
             Err(DataFusionError::NotImplemented(format!("{} is not built yet; {instead}", words.join(" "))))
         }
         None => Ok(()),
+    }
+}
+
+/// # Errors
+/// A statement about users behind PREPARE, which would keep the password.
+fn refuse_prepared_user(solid: &[&Token]) -> Result<()> {
+    let is_one_of = |token: &Token, words: &[&str]| words.iter().any(|word| tokens::is_word(token, word));
+    let is_user = |three: &[&Token]| {
+        tokens::is_word(three[0], "AS")
+            && is_one_of(three[1], &["CREATE", "ALTER"])
+            && is_one_of(three[2], &["USER", "ROLE"])
+    };
+    match solid.windows(3).any(is_user) {
+        true => Err(syntax("a statement about users is not prepared; run it by itself".into())),
+        false => Ok(()),
     }
 }
 
@@ -209,6 +247,19 @@ fn refuse_foreign_words(solid: &[&Token]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn parse_kill(solid: &[&Token]) -> Result<StatementKind> {
+    let rest = match solid {
+        [_, query, rest @ ..] if tokens::is_word(query, "QUERY") => rest,
+        [_, rest @ ..] => rest,
+        [] => &[],
+    };
+    match rest {
+        [Token::SingleQuotedString(id)] => Ok(StatementKind::Kill(id.clone())),
+        [Token::Number(id, _)] => Ok(StatementKind::Kill(id.clone())),
+        _ => Err(syntax("write KILL QUERY 'id'; SELECT query_id FROM system.queries lists the statements".into())),
+    }
 }
 
 fn parse_explain(part: &[TokenWithSpan]) -> Result<StatementKind> {
@@ -238,6 +289,9 @@ fn parse_explain(part: &[TokenWithSpan]) -> Result<StatementKind> {
         return Err(syntax("EXPLAIN needs a statement to explain".into()));
     };
     explain.statement = parse_kind(&part[*start..])?;
+    if matches!(explain.statement, StatementKind::User(_)) {
+        return Err(syntax("EXPLAIN shows plans; a statement about users has no plan".into()));
+    }
     if matches!(explain.statement, StatementKind::Explain(_)) {
         return Err(syntax("EXPLAIN of EXPLAIN says nothing; explain the statement itself".into()));
     }

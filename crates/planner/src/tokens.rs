@@ -108,14 +108,35 @@ pub fn is_blank(token: &Token) -> bool {
 ///
 /// `<+>` becomes one operator; `AS OF TIMESTAMP x`, `AS OF VERSION n`, `FOR VERSION|TIMESTAMP AS OF x` become the
 /// parser's `TIMESTAMP AS OF` and `VERSION AS OF`, and `VERSION AS OF 'tag'` becomes `AT(TAG => 'tag')`. The clauses
-/// DO NOTHING of MERGE and RESET of ALTER TABLE become others that mean the same.
+/// DO NOTHING of MERGE and RESET of ALTER TABLE become others that mean the same. The parameters that ODBC and JDBC
+/// write as `?` are numbered in their order.
 pub fn rewrite(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
     let mut out = Vec::with_capacity(tokens.len());
     let mut at = 0;
     while at < tokens.len() {
         at = rewrite_one(tokens, at, &mut out);
     }
+    number_parameters(&mut out);
     out
+}
+
+/// `?` to `$1`, `?` to `$2`, and so on.
+fn number_parameters(tokens: &mut [TokenWithSpan]) {
+    let mut number = 0;
+    for token in tokens.iter_mut().filter(|token| is_unnumbered(&token.token)) {
+        number += 1;
+        token.token = Token::Placeholder(format!("${number}"));
+    }
+}
+
+fn is_unnumbered(token: &Token) -> bool {
+    *token == Token::Question || matches!(token, Token::Placeholder(name) if name == "?")
+}
+
+/// True if the text has both kinds of parameters, `?` and `$1`: which is which, nobody can tell.
+pub fn mixes_parameters(tokens: &[TokenWithSpan]) -> bool {
+    let is_numbered = |token: &TokenWithSpan| matches!(&token.token, Token::Placeholder(name) if name != "?");
+    tokens.iter().any(|token| is_unnumbered(&token.token)) && tokens.iter().any(is_numbered)
 }
 
 /// Rewrites what starts at `at`, returns where to go on.
@@ -321,6 +342,7 @@ pub const KEYWORDS: &[&str] = &[
     "FOR",
     "FROM",
     "FULL",
+    "GRANT",
     "GROUP",
     "HALFVEC",
     "HAVING",
@@ -357,6 +379,7 @@ pub const KEYWORDS: &[&str] = &[
     "OUTER",
     "OVER",
     "PARTITION",
+    "PASSWORD",
     "PRECISION",
     "PREPARE",
     "PRIMARY",
@@ -365,6 +388,7 @@ pub const KEYWORDS: &[&str] = &[
     "REPLACE",
     "RESET",
     "RETURNING",
+    "REVOKE",
     "RIGHT",
     "ROWS",
     "SCHEMA",
@@ -384,6 +408,7 @@ pub const KEYWORDS: &[&str] = &[
     "UNION",
     "UNNEST",
     "UPDATE",
+    "USER",
     "USING",
     "VACUUM",
     "VALUES",
@@ -399,6 +424,14 @@ pub const KEYWORDS: &[&str] = &[
 fn is_highlighted(keyword: Keyword) -> bool {
     let word = format!("{keyword:?}");
     KEYWORDS.binary_search(&word.as_str()).is_ok()
+}
+
+/// True if the text may say the password of a user: it should not be kept where others read it. Told by its words, so that
+/// a text with mistakes in it is taken for one too.
+pub fn may_hold_password(sql: &str) -> bool {
+    let tokens = classify(sql);
+    let says = |word: &str| tokens.iter().any(|(range, _)| sql[range.clone()].eq_ignore_ascii_case(word));
+    says("password") && (says("user") || says("role"))
 }
 
 /// True if the text needs no further line: it is blank, or its last solid token is a semicolon that stands
@@ -438,6 +471,7 @@ mod tests {
             ("FROM t FOR SYSTEM_TIME AS OF TIMESTAMP 'x'", "FROM t FOR SYSTEM_TIME AS OF TIMESTAMP 'x'"),
             ("FROM t FOR SYSTEM_TIME AS OF TIMESTAMP $1", "FROM t FOR SYSTEM_TIME AS OF  $1"),
             ("SELECT a AS of FROM t", "SELECT a AS of FROM t"),
+            ("SELECT ?, '?' WHERE a = ?", "SELECT $1, '?' WHERE a = $2"),
             ("MERGE INTO t WHEN MATCHED THEN DO NOTHING", "MERGE INTO t WHEN MATCHED THEN UPDATESET\"do.nothing\"=0"),
             (
                 "MERGE INTO t WHEN NOT MATCHED THEN DO NOTHING",
@@ -452,6 +486,20 @@ mod tests {
     fn statements_end_at_semicolons_outside_of_quotes() {
         let tokens = tokenize("select ';' ; -- a ; b\n ; select 2").unwrap_or_default();
         assert_eq!(split(tokens).len(), 2);
+    }
+
+    #[test]
+    fn texts_that_may_hold_a_password_are_known() {
+        for (sql, expected) in [
+            ("CREATE USER a PASSWORD 'x'", true),
+            ("select 1; alter user a with\n  password 'x", true),
+            ("ALTER ROLE a PASSWORD x", true),
+            ("SELECT password FROM accounts", false),
+            ("DROP USER a", false),
+            ("SELECT 'create user a password x'", false),
+        ] {
+            assert_eq!(may_hold_password(sql), expected, "{sql}");
+        }
     }
 
     #[test]

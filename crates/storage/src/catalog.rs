@@ -1,5 +1,6 @@
-//! The catalog: which schemas, tables, external tables and views a database has, as one immutable value, and the
-//! changes that lead from one value to the next. How it is stored is in `catalog/format.rs` and `catalog/log.rs`.
+//! The catalog: which schemas, tables, external tables, views and users a database has, as one immutable value, and
+//! the changes that lead from one value to the next; those of users are in `users.rs`. How it is stored is in
+//! `catalog/format.rs` and `catalog/log.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 
 use crate::error::{Result, StorageError};
 use crate::retention::Retention;
+use crate::users::UserEntry;
 
 pub(crate) mod format;
 pub(crate) mod log;
@@ -48,11 +50,14 @@ pub struct Catalog {
     pub number: u64,
     /// By name.
     pub schemas: BTreeMap<String, SchemaEntry>,
+    /// By name; empty in a database without users.
+    pub users: BTreeMap<String, UserEntry>,
 }
 
 impl Default for Catalog {
     fn default() -> Self {
-        Self { number: 0, schemas: BTreeMap::from([(DEFAULT_SCHEMA.to_owned(), SchemaEntry::default())]) }
+        let schemas = BTreeMap::from([(DEFAULT_SCHEMA.to_owned(), SchemaEntry::default())]);
+        Self { number: 0, schemas, users: BTreeMap::new() }
     }
 }
 
@@ -176,7 +181,7 @@ impl Catalog {
         relations.any(|relation| matches!(relation, Relation::Table(entry) if entry.id == id))
     }
 
-    fn schema(&self, name: &str) -> Result<&SchemaEntry> {
+    pub(crate) fn schema(&self, name: &str) -> Result<&SchemaEntry> {
         self.schemas.get(name).ok_or_else(|| {
             StorageError::not_found(format!("schema {name} does not exist; create it with CREATE SCHEMA {name}"))
         })
@@ -305,7 +310,7 @@ impl Catalog {
         Ok(Some(next))
     }
 
-    /// This catalog without a schema, and what the schema held. `None` if it was not there and `if_exists`.
+    /// This catalog without a schema and the roles in it, and what the schema held. `None` if it was not there and `if_exists`.
     pub(crate) fn without_schema(&self, name: &str, options: DropSchema) -> Result<Option<(Catalog, SchemaEntry)>> {
         let Some(there) = self.schemas.get(name) else {
             return if options.if_exists {
@@ -328,6 +333,9 @@ impl Catalog {
             )));
         }
         let mut next = self.clone();
+        for user in next.users.values_mut() {
+            user.grants.remove(name);
+        }
         match next.schemas.remove(name) {
             Some(removed) => Ok(Some((next, removed))),
             None => Ok(None),

@@ -3,7 +3,7 @@
 
 use arrow::datatypes::{DataType, Schema};
 use datafusion::common::{Column, ScalarValue};
-use datafusion::logical_expr::expr::InList;
+use datafusion::logical_expr::expr::{InList, Placeholder};
 use datafusion::logical_expr::{Between, BinaryExpr, Cast, Expr, Like, Operator};
 
 use crate::snapshot::Snapshot;
@@ -87,11 +87,15 @@ fn same_type(values: &[&Expr], schema: &Schema) -> bool {
     }
 }
 
-/// The type of a plain column, of a literal, or of a column widened without loss; `None` for everything else.
+/// The type of a plain column, of a literal, of a parameter, or of a column widened without loss; `None` for everything else.
 fn value_type(expr: &Expr, schema: &Schema) -> Option<DataType> {
     match expr {
         Expr::Column(column) => column_type(column, schema),
         Expr::Literal(value, _) => literal_type(value),
+        // It becomes a literal of this type before the scan runs.
+        Expr::Placeholder(Placeholder { field: Some(field), .. }) => {
+            is_scalar(field.data_type()).then(|| field.data_type().clone())
+        }
         Expr::Cast(Cast { expr, field }) => {
             let Expr::Column(column) = expr.as_ref() else { return None };
             let from = column_type(column, schema)?;

@@ -37,6 +37,7 @@ mod snapshot;
 mod store;
 mod time;
 mod turn;
+mod users;
 mod vectors;
 mod write;
 
@@ -59,5 +60,6 @@ pub use schema_change::NewDefault;
 pub use snapshot::Snapshot;
 pub use time::{AsOf, TableChanges, VersionInfo};
 pub use turn::Turn;
+pub use users::{Role, UserChange, UserEntry};
 pub use vectors::{VectorCacheFigures, VectorChunk, VectorChunkRef};
 pub use write::{Progress, WriteProgress, storable_schema};

@@ -134,6 +134,11 @@ impl Snapshot {
         self.inner.dataset.version_id()
     }
 
+    /// True if the manifest names other places that files of this version lie in, as that of a shallow clone does.
+    pub fn reads_elsewhere(&self) -> bool {
+        !self.inner.dataset.manifest().base_paths.is_empty()
+    }
+
     /// When this version was committed, in microseconds since the epoch. Grows with each version.
     pub fn committed_at_us(&self) -> i64 {
         committed_at_us(self.inner.dataset.manifest())

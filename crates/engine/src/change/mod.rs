@@ -16,7 +16,7 @@ use datafusion::sql::sqlparser::ast::{self, Delete, Insert, Merge, Update};
 use futures::FutureExt;
 use operators::change::Gathered;
 use planner::statement::StatementKind;
-use storage::{Change, Failure, IdempotencyKey, Once, Snapshot, StorageError, TableEntry, Turn};
+use storage::{Change, Failure, IdempotencyKey, Once, Role, Snapshot, StorageError, TableEntry, Turn};
 
 use crate::answer::Progress;
 use crate::deadline::Deadline;
@@ -105,11 +105,11 @@ impl Session {
     ) -> Result<Answer> {
         let state = self.state();
         let before = StatementTables::new(self.clone(), state.clone());
-        let (name, seen) = before.entry(&target.name).await?;
+        let (name, seen) = before.entry(&target.name, Role::Write).await?;
         let turn = self.engine().database().turn(&name, &seen).await?;
         // The catalog anew: while the turn was waited for, somebody else may have altered the table.
         let tables = StatementTables::new(self.clone(), state.clone());
-        let (_, entry) = tables.entry(&target.name).await?;
+        let (_, entry) = tables.entry(&target.name, Role::Write).await?;
         if entry.id != seen.id {
             let message = format!("table {name} was replaced while the statement waited");
             return Err(StorageError::Stale(Failure { message, source: None }).into());
@@ -137,7 +137,7 @@ impl Session {
             self.change_settings(|settings| settings.reset("idempotency_key"))?;
         }
         Ok(match returned {
-            Some(rows) => Answer::Rows(Rows::new(rows, Progress::default(), Some(statement.clone()), deadline)),
+            Some(rows) => Answer::Rows(Rows::new(rows, Progress::new(), Some(statement.clone()), deadline)),
             None => Answer::wrote(planned.operation, count),
         })
     }
@@ -171,7 +171,7 @@ impl Session {
         let target = changing.target()?;
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
-        let (_, entry): (_, TableEntry) = tables.entry(&target.name).await?;
+        let (_, entry): (_, TableEntry) = tables.entry(&target.name, Role::Write).await?;
         let snapshot: Snapshot = self.engine().database().snapshot(&entry).await?;
         let scope = Scope::new(target, entry, snapshot, &tables, &state, parameters).await?;
         let planned = changing.plan(&scope).await?;

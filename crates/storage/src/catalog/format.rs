@@ -12,8 +12,9 @@
 //! have the digits alone), `bytes` and `crc32` (CRC-32/ISO-HDLC) the length and the checksum of the second line without
 //! its line feed. A reader refuses a newer version and ignores unknown fields.
 //!
-//! Version 2 added the retention of tables. A catalog without one is written as version 1: older programs still read it,
-//! and those that would lose a retention when they write the next catalog refuse it.
+//! Version 2 added the retention of tables, version 3 `users`: `{"anna":{"password_hash":"…","is_admin":false,"grants":
+//! {"public":"read"}}}`. A catalog is written in the oldest version that says all of it: older programs still read it, and
+//! those that would lose a retention or the users when they write the next catalog refuse it.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -28,12 +29,16 @@ use uuid::Uuid;
 use super::{Catalog, ExternalTable, Relation, SchemaEntry, TableEntry, ViewEntry};
 use crate::error::{Result, StorageError};
 use crate::retention::Retention;
+use crate::users::{Role, UserEntry};
 
-/// The newest version that this program reads, written if a table has a retention.
-pub(crate) const VERSION: u32 = 2;
+/// The newest version that this program reads, written if there are users.
+pub(crate) const VERSION: u32 = 3;
+
+/// The version that is written if a table has a retention.
+const VERSION_WITH_RETENTION: u32 = 2;
 
 /// The version that is written otherwise.
-const VERSION_WITHOUT_RETENTION: u32 = 1;
+const VERSION_PLAIN: u32 = 1;
 
 /// Letters of a nonce without its checksum.
 const NONCE_DIGITS: usize = 32;
@@ -50,6 +55,8 @@ struct Header {
 #[derive(Serialize, Deserialize)]
 struct Body {
     schemas: BTreeMap<String, StoredSchema>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    users: BTreeMap<String, StoredUser>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,6 +92,15 @@ enum StoredRelation {
     },
 }
 
+#[derive(Serialize, Deserialize)]
+struct StoredUser {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    password_hash: Option<String>,
+    is_admin: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    grants: BTreeMap<String, Role>,
+}
+
 /// What a catalog file holds.
 #[derive(Debug)]
 pub(crate) struct Decoded {
@@ -116,7 +132,11 @@ pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
         }
         schemas.insert(name.clone(), StoredSchema { relations });
     }
-    let body = to_json(&Body { schemas })?;
+    let users = catalog.users.iter().map(|(name, user)| {
+        let UserEntry { password_hash, is_admin, grants } = user.clone();
+        (name.clone(), StoredUser { password_hash, is_admin, grants })
+    });
+    let body = to_json(&Body { schemas, users: users.collect() })?;
     let header = to_json(&Header {
         sagitta_catalog: version_of(catalog),
         number: catalog.number,
@@ -129,10 +149,13 @@ pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
 
 /// The oldest version that can say what is in the catalog.
 fn version_of(catalog: &Catalog) -> u32 {
+    if !catalog.users.is_empty() {
+        return VERSION;
+    }
     let mut relations = catalog.schemas.values().flat_map(|schema| schema.relations.values());
     let has_retention =
         relations.any(|relation| matches!(relation, Relation::Table(TableEntry { retention: Some(_), .. })));
-    if has_retention { VERSION } else { VERSION_WITHOUT_RETENTION }
+    if has_retention { VERSION_WITH_RETENTION } else { VERSION_PLAIN }
 }
 
 /// Reads file number `number`. `file` names it in messages.
@@ -178,7 +201,12 @@ pub(crate) fn decode(bytes: &[u8], number: u64, file: &str) -> Result<Decoded> {
         }
         schemas.insert(name, SchemaEntry { relations });
     }
-    Ok(Decoded { catalog: Catalog { number, schemas }, nonce: header.nonce })
+    let users = body.users.into_iter().map(|(name, user)| {
+        let StoredUser { password_hash, is_admin, grants } = user;
+        (name, UserEntry { password_hash, is_admin, grants })
+    });
+    let catalog = Catalog { number, schemas, users: users.collect() };
+    Ok(Decoded { catalog, nonce: header.nonce })
 }
 
 fn to_json(value: &impl Serialize) -> Result<String> {
@@ -276,24 +304,36 @@ mod tests {
         catalog
     }
 
+    fn with_users() -> Catalog {
+        let anna = UserEntry {
+            password_hash: Some("$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".into()),
+            is_admin: false,
+            grants: BTreeMap::from([(DEFAULT_SCHEMA.into(), Role::Write), ("ä".into(), Role::Admin)]),
+        };
+        let root = UserEntry { password_hash: None, is_admin: true, grants: BTreeMap::new() };
+        Catalog { users: BTreeMap::from([("anna".into(), anna), ("root \"x\"".into(), root)]), ..sample() }
+    }
+
     #[test]
     fn a_catalog_survives_its_bytes() {
-        let bytes = encode(&sample(), "nonce").unwrap();
-        let decoded = decode(&bytes, 3, "3.json").unwrap();
-        assert_eq!(decoded.catalog, sample());
-        assert_eq!(decoded.nonce, "nonce");
+        for catalog in [sample(), with_users()] {
+            let bytes = encode(&catalog, "nonce").unwrap();
+            let decoded = decode(&bytes, 3, "3.json").unwrap();
+            assert_eq!(decoded.catalog, catalog);
+            assert_eq!(decoded.nonce, "nonce");
+        }
     }
 
     #[test]
     fn every_flipped_bit_and_every_truncation_is_noticed() {
-        let good = encode(&sample(), "nonce").unwrap();
+        let good = encode(&with_users(), "nonce").unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
             match decode(&bad, 3, "3.json") {
-                // The nonce and the version 0 are not part of the content.
+                // The nonce and an older version are not part of the content.
                 Ok(decoded) => {
-                    assert_eq!(decoded.catalog, sample(), "a flip at byte {at} changed the content silently")
+                    assert_eq!(decoded.catalog, with_users(), "a flip at byte {at} changed the content silently")
                 }
                 Err(error) => assert!(error.to_string().contains("3.json"), "{error}"),
             }
@@ -317,8 +357,8 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_refused_with_a_next_step() {
-        let text = String::from_utf8(encode(&sample(), "n").unwrap()).unwrap();
-        let newer = text.replacen("\"sagitta_catalog\":2", "\"sagitta_catalog\":3", 1);
+        let text = String::from_utf8(encode(&with_users(), "n").unwrap()).unwrap();
+        let newer = text.replacen("\"sagitta_catalog\":3", "\"sagitta_catalog\":4", 1);
         let error = decode(newer.as_bytes(), 3, "3.json").unwrap_err();
         assert!(
             matches!(error, StorageError::Unsupported(_)) && error.to_string().contains("newer sagitta"),
@@ -327,11 +367,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_catalog_with_a_retention_needs_version_2() {
+    fn a_catalog_is_written_in_the_oldest_version_that_says_all_of_it() {
         let name = TableName::new(DEFAULT_SCHEMA, "t");
         let without = sample().with_retention(&name, "id", None).unwrap();
         let forever = sample().with_retention(&name, "id", Some(Retention::Forever)).unwrap();
-        for (catalog, version) in [(sample(), 2), (forever, 2), (without, 1)] {
+        let users_alone = Catalog { users: with_users().users, ..without.clone() };
+        for (catalog, version) in [(with_users(), 3), (users_alone, 3), (sample(), 2), (forever, 2), (without, 1)] {
             let bytes = encode(&catalog, "n").unwrap();
             assert!(bytes.starts_with(format!("{{\"sagitta_catalog\":{version},").as_bytes()), "{catalog:?}");
             assert_eq!(decode(&bytes, 3, "3.json").unwrap().catalog, catalog);

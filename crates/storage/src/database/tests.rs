@@ -469,3 +469,18 @@ async fn a_store_that_cannot_be_reached_is_reported_quickly() {
     let opened = Database::open("s3://bucket/x", OpenOptions { storage_options, ..OpenOptions::default() }).await;
     assert!(matches!(opened, Err(StorageError::Unavailable(_))), "{opened:?}");
 }
+
+#[tokio::test]
+async fn a_shallow_clone_says_that_its_files_lie_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let batch = rows(0..3);
+    let reader = arrow::array::RecordBatchIterator::new([Ok(batch.clone())], batch.schema());
+    let mut whole = lance::Dataset::write(reader, &path("whole.lance"), None).await.unwrap();
+    whole.shallow_clone(&path("clone.lance"), 1_u64, None).await.unwrap();
+    let database = memory().await;
+    for (name, expected) in [("whole.lance", false), ("clone.lance", true)] {
+        let snapshot = database.open_lance(&path(name), &[]).await.unwrap();
+        assert_eq!(snapshot.reads_elsewhere(), expected, "{name}");
+    }
+}
