@@ -2,9 +2,15 @@
 
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::config::keys::THREADS_MAX;
+use crate::config::units::{MEMORY_BYTES_MIN, parse_size};
 use crate::print::Format;
+
+/// Where the database is if nothing is said.
+pub const DATA_DEFAULT: &str = "./sagitta-data";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,6 +21,7 @@ Examples:
   sagitta -f report.sql --format csv > report.csv        run a file, write CSV
   sagitta -c \"SELECT * FROM 'new.parquet' LIMIT 5\"       look into a file without loading it
   echo 'SELECT count(*) FROM packages;' | sagitta        read the SQL from standard input
+  sagitta serve                                          serve the database over Arrow Flight SQL
 
 S3: credentials and endpoint come from the usual variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_REGION, AWS_ENDPOINT, AWS_ALLOW_HTTP) or from --storage-option, for example
@@ -31,6 +38,25 @@ Examples:
   sagitta import vectors.npy --table vectors             one row per vector
 
 Lists of floats whose length is the same in every row become VECTOR columns.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  sagitta serve                                          serve ./sagitta-data on 127.0.0.1:32100
+  sagitta serve --data s3://bucket/prefix --auth --listen 0.0.0.0 --tls-certificate c.pem --tls-key k.pem
+  sagitta serve --config prod.toml --set limits.statements_max=8
+  SAGITTA_LIMITS_STATEMENTS_MAX=8 sagitta serve          every setting has a variable
+
+A flag wins over a variable SAGITTA_<SECTION>_<NAME>, a variable over the file, the file over the default.
+The file is the one of --config, else of SAGITTA_CONFIG, else ./sagitta.toml if it is there.
+Ctrl-C or SIGTERM: the first lets running statements end, the second ends at once.";
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  sagitta config                                         what `sagitta serve` would run with, and why
+  sagitta config --explain > sagitta.toml                a file to start from
+  sagitta config --config prod.toml --listen 0.0.0.0     check a file and flags
+
+Exit status: 0 if a server would start with it, 2 if not.";
 
 /// A SQL engine for embeddings over open Lance tables.
 #[derive(Debug, Parser)]
@@ -52,6 +78,9 @@ pub struct Args {
     /// Statements and files in the order given, which clap keeps apart by option.
     #[arg(skip)]
     pub scripts: Vec<Script>,
+    /// Whether the command line itself says where the database is: the environment and the default do, too.
+    #[arg(skip)]
+    pub is_data_given: bool,
 }
 
 /// Options that every command takes.
@@ -59,15 +88,30 @@ pub struct Args {
 #[command(next_help_heading = "Database and terminal")]
 pub struct Global {
     /// Where the database is: a directory, s3://bucket/prefix, or memory: for one that is gone at the end
-    #[arg(long, value_name = "DIR|URL", default_value = "./sagitta-data", env = "SAGITTA_DATA", global = true)]
+    #[arg(long, value_name = "DIR|URL", default_value = DATA_DEFAULT, env = "SAGITTA_DATA", global = true)]
     pub data: String,
+    /// Run statements on a server instead: grpc://host:port, or grpc+tls://host:port
+    #[arg(long, value_name = "URL", env = "SAGITTA_CONNECT", global = true)]
+    pub connect: Option<String>,
+    /// Who connects to the server; the password comes from SAGITTA_PASSWORD, or a token from SAGITTA_TOKEN
+    #[arg(long, value_name = "NAME", env = "SAGITTA_USER", global = true)]
+    pub user: Option<String>,
+    /// PEM file of the authority that signed the server's certificate
+    #[arg(long, value_name = "FILE", global = true)]
+    pub tls_ca: Option<PathBuf>,
+    /// PEM file of the client's own certificate, where the server asks for one
+    #[arg(long, value_name = "FILE", requires = "client_key", global = true)]
+    pub client_certificate: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, value_name = "FILE", requires = "client_certificate", global = true)]
+    pub client_key: Option<PathBuf>,
     /// Setting of the object store, such as aws_region=eu-west-1; repeatable
     #[arg(long = "storage-option", value_name = "KEY=VALUE", value_parser = parse_storage_option, global = true)]
     pub storage_options: Vec<(String, String)>,
-    /// Memory that statements may use together: bytes, or 500M, 2G, 1.5GiB (K, M, G, T are powers of 1024; KB, MB, GB, TB of 1000)
+    /// Memory that statements may use together: bytes, or 500M, 2G, 1.5GiB (K, M, G, T are powers of 1024; KB, MB, GB, TB of 1000) [env: SAGITTA_MEMORY_LIMIT]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, global = true)]
     pub memory_limit: Option<usize>,
-    /// Threads that run statements [default: one per core]
+    /// Threads that run statements [default: one per core] [env: SAGITTA_THREADS]
     #[arg(long, value_name = "N", value_parser = parse_threads, global = true)]
     pub threads: Option<usize>,
     /// Print answers only: no row counts, no confirmations, no banner
@@ -106,6 +150,77 @@ pub struct Statements {
 pub enum Command {
     /// Load Parquet, CSV, JSON lines, Arrow, .npy or Lance into a table
     Import(Import),
+    /// Serve the database over Arrow Flight SQL, with health and metrics over HTTP
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServerFlags),
+    /// Show every setting of `sagitta serve` and where its value comes from
+    #[command(after_help = CONFIG_EXAMPLES)]
+    Config(ShowConfig),
+}
+
+/// Options of `sagitta config`.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Configuration")]
+pub struct ShowConfig {
+    /// Say above each setting what it is for
+    #[arg(long)]
+    pub explain: bool,
+    #[command(flatten)]
+    pub flags: ServerFlags,
+}
+
+/// Options of `sagitta serve`, each a setting of the configuration; their values are read with it.
+#[derive(Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Server")]
+pub struct ServerFlags {
+    /// Read settings from this file [default: $SAGITTA_CONFIG, or ./sagitta.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where Flight SQL clients connect [default: 127.0.0.1:32100]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Where health and metrics are read over HTTP, or none [default: 127.0.0.1:32101]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http: Option<String>,
+    /// PEM file of the certificate chain: connections are encrypted
+    #[arg(long, value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file of the certificate's key
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file of who signs clients' certificates: clients without one are refused
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Clients must prove who they are
+    #[arg(long)]
+    pub auth: bool,
+    /// File of bearer tokens, one `token user` on each line
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Listen beyond loopback even without authentication
+    #[arg(long)]
+    pub insecure: bool,
+    /// Folder or URL below which statements may read and write files; repeatable
+    #[arg(long = "allowed-root", value_name = "DIR|URL")]
+    pub allowed_roots: Vec<String>,
+    /// Log statements that run longer [default: 1s]
+    #[arg(long, value_name = "SPAN")]
+    pub slow_query: Option<String>,
+    /// How long running statements may go on once the server is told to stop [default: 30s]
+    #[arg(long, value_name = "SPAN")]
+    pub drain: Option<String>,
+    /// What is logged, such as info,storage=debug
+    #[arg(long, value_name = "FILTER")]
+    pub log_filter: Option<String>,
+    /// How the log is written: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Where an OpenTelemetry collector takes traces over gRPC, such as http://localhost:4317
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Any setting by its name, such as limits.statements_max=8; repeatable
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
 }
 
 /// Options of `sagitta import`.
@@ -184,23 +299,55 @@ impl Args {
     /// # Errors
     /// Wrong usage, and also `--help` and `--version`: the error prints itself and knows its exit status.
     pub fn from_command_line() -> Result<Args, clap::Error> {
-        Args::from_words(std::env::args_os())
+        let mut args = Args::from_words(std::env::args_os())?;
+        args.fill(|variable| std::env::var(variable).ok())?;
+        Ok(args)
     }
 
-    fn from_words<W: Into<std::ffi::OsString> + Clone>(
+    /// Takes from the environment what the command line leaves open. Configurations do so themselves, with the file
+    /// behind it.
+    fn fill(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<(), clap::Error> {
+        if matches!(self.command, Some(Command::Serve(_) | Command::Config(_))) {
+            return Ok(());
+        }
+        let value = |name: &str, parse: fn(&str) -> Result<usize, String>| {
+            let text = variable(name).filter(|text| !text.is_empty() && text != "none");
+            text.map(|text| parse(&text).map_err(|error| wrong_variable(name, &error))).transpose()
+        };
+        if self.global.memory_limit.is_none() {
+            self.global.memory_limit = value("SAGITTA_MEMORY_LIMIT", parse_bytes)?;
+        }
+        if self.global.threads.is_none() {
+            self.global.threads = value("SAGITTA_THREADS", parse_threads)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a command line, the name of the program first.
+    ///
+    /// # Errors
+    /// As [`Args::from_command_line`].
+    pub fn from_words<W: Into<std::ffi::OsString> + Clone>(
         words: impl IntoIterator<Item = W>,
     ) -> Result<Args, clap::Error> {
         let matches = Args::command().try_get_matches_from(words)?;
         let mut args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut Args::command()))?;
         args.scripts = scripts_in_order(&args.statements, &matches);
-        if args.command.is_some() && !args.scripts.is_empty() {
-            return Err(Args::command().error(
-                clap::error::ErrorKind::ArgumentConflict,
-                "import takes no -c or -f; run it first, then the statements in a second call",
-            ));
+        args.is_data_given = matches.value_source("data") == Some(ValueSource::CommandLine);
+        if let (Some(command), false) = (&args.command, args.scripts.is_empty()) {
+            let message = match command {
+                Command::Import(_) => "import takes no -c or -f; run it first, then the statements in a second call",
+                Command::Serve(_) => "serve takes no -c or -f; start it, then run the statements in a second call",
+                Command::Config(_) => "config takes no -c or -f; it only shows settings",
+            };
+            return Err(Args::command().error(clap::error::ErrorKind::ArgumentConflict, message));
         }
         Ok(args)
     }
+}
+
+fn wrong_variable(name: &str, error: &str) -> clap::Error {
+    Args::command().error(clap::error::ErrorKind::ValueValidation, format!("environment {name}: {error}"))
 }
 
 fn scripts_in_order(statements: &Statements, matches: &ArgMatches) -> Vec<Script> {
@@ -224,45 +371,18 @@ fn parse_storage_option(text: &str) -> Result<(String, String), String> {
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
-    const THREADS_MAX: usize = 1024;
     match text.parse() {
         Ok(threads) if (1..=THREADS_MAX).contains(&threads) => Ok(threads),
         _ => Err(format!("expected a number of threads from 1 to {THREADS_MAX}")),
     }
 }
 
-/// Reads a size such as `2G`, `1.5GiB`, `500 MB` or `1048576` into bytes.
+/// Reads a size into bytes; one that is enough to run statements.
 fn parse_bytes(text: &str) -> Result<usize, String> {
-    const EXPECTED: &str = "expected a size such as 500M, 2G or 1.5GiB";
-    /// Below this, not even a scan has its buffers; the engine refuses it too.
-    const BYTES_MIN: f64 = 67_108_864.0;
-    let text = text.trim();
-    let unit_start = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_start);
-    let number: f64 = number.parse().map_err(|_| EXPECTED.to_owned())?;
-    let unit = unit.trim().to_ascii_lowercase();
-    let power = match unit.chars().next() {
-        None | Some('b') => 0,
-        Some('k') => 1,
-        Some('m') => 2,
-        Some('g') => 3,
-        Some('t') => 4,
-        Some(_) => return Err(EXPECTED.to_owned()),
-    };
-    let base: f64 = match unit.get(1..).unwrap_or_default() {
-        "" | "i" | "ib" => 1024.0,
-        "b" => 1000.0,
-        _ => return Err(EXPECTED.to_owned()),
-    };
-    let bytes = number * base.powi(power);
-    if bytes < BYTES_MIN {
-        return Err(format!("{text} is too little to run anything, the least is 64M"));
+    match parse_size(text)? {
+        bytes if bytes < MEMORY_BYTES_MIN => Err(format!("{text} is too little to run anything, the least is 64M")),
+        bytes => Ok(bytes),
     }
-    if bytes > 2f64.powi(62) {
-        return Err(format!("{text} is more than any machine has"));
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 2^26 and 2^62, checked above")]
-    Ok(bytes as usize)
 }
 
 #[cfg(test)]
@@ -280,24 +400,9 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_with_both_kinds_of_unit() {
-        for (text, bytes) in [
-            ("134217728", 128 << 20),
-            ("2G", 2 << 30),
-            ("2g", 2 << 30),
-            ("1.5GiB", 3 << 29),
-            ("500 MB", 500_000_000),
-            ("64m", 64 << 20),
-            ("204800K", 200 << 20),
-            ("1T", 1 << 40),
-        ] {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_that_mean_nothing_are_refused() {
-        for text in ["", "G", "-1G", "2X", "2GiBs", "1,5G", "0", "12", "63M", "1e3", "9999999T", "2 bytes"] {
+    fn memory_that_is_too_little_is_refused() {
+        assert_eq!(parse_bytes("64M"), Ok(64 << 20));
+        for text in ["0", "12", "63M", "some"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
@@ -320,6 +425,25 @@ mod tests {
         assert_eq!(args.global.data, "there");
         assert_eq!(args.global.storage_options, [("a".to_owned(), "b=c".to_owned())]);
         assert!(matches!(args.command, Some(Command::Import(_))));
+        assert!(args.is_data_given && !parsed(&["import", "x.csv", "--table", "t"]).is_data_given);
+    }
+
+    #[test]
+    fn the_environment_fills_what_the_command_line_leaves_open() {
+        let environment = |name: &str| match name {
+            "SAGITTA_MEMORY_LIMIT" => Some("1G".to_owned()),
+            "SAGITTA_THREADS" => Some("none".to_owned()),
+            _ => None,
+        };
+        for (words, memory_limit) in
+            [(&[][..], Some(1 << 30)), (&["--memory-limit", "64M"], Some(64 << 20)), (&["serve"], None)]
+        {
+            let mut args = parsed(words);
+            args.fill(environment).unwrap();
+            assert_eq!((args.global.memory_limit, args.global.threads), (memory_limit, None), "{words:?}");
+        }
+        let error = parsed(&[]).fill(|_| Some("lots".to_owned())).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().contains("SAGITTA_MEMORY_LIMIT"), "{error}");
     }
 
     #[test]
@@ -331,7 +455,9 @@ mod tests {
             (&["--format", "xml"], &["xml", "jsonl"]),
             (&["import", "x.csv"], &["--table"]),
             (&["import", "x", "--table", "t", "--append", "--replace"], &["--append", "--replace"]),
-            (&["-c", "SELECT 1", "import", "x", "--table", "t"], &["-c"]),
+            (&["-c", "SELECT 1", "import", "x", "--table", "t"], &["-c", "import"]),
+            (&["-c", "SELECT 1", "serve"], &["-c", "serve takes no"]),
+            (&["serve", "--lisen", "::1"], &["--listen"]),
         ] {
             let message = refused(words);
             for part in parts {

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use engine::arrow::array::RecordBatch;
 use engine::arrow::datatypes::SchemaRef;
-use engine::{Answer, Done, Progress, Session, Statement};
+use engine::{Answer, Done, Progress, Statement};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use crate::connection::Connection;
 use crate::print::{self, PrintOptions, Printer};
 use crate::progress::{DRAW_INTERVAL, ProgressLine};
 use crate::report::Report;
@@ -29,6 +30,8 @@ pub enum Outcome {
     Done,
     /// It failed, and the error has been shown.
     Failed,
+    /// It cannot be done as it was asked for, and that has been shown.
+    Misused,
     /// The user interrupted it.
     Interrupted,
     /// Nobody reads the output any more.
@@ -41,6 +44,7 @@ impl Outcome {
         ExitCode::from(match self {
             Outcome::Done => 0,
             Outcome::Failed => 1,
+            Outcome::Misused => 2,
             Outcome::Interrupted => 130,
             Outcome::PipeClosed => 141,
         })
@@ -116,7 +120,7 @@ enum Event {
 
 /// A session and the way its answers are shown.
 pub struct Console {
-    pub session: Session,
+    pub session: Connection,
     /// Where statements run; this thread only prints and listens.
     pub workers: Handle,
     pub print: PrintOptions,
@@ -166,7 +170,7 @@ impl Console {
     ///
     /// # Errors
     /// What the session says, or that it stopped.
-    pub async fn ask<T, A>(&self, question: impl FnOnce(Session) -> A) -> Result<T, engine::Error>
+    pub async fn ask<T, A>(&self, question: impl FnOnce(Connection) -> A) -> Result<T, engine::Error>
     where
         T: Send + 'static,
         A: Future<Output = Result<T, engine::Error>> + Send + 'static,
@@ -316,7 +320,7 @@ pub fn stopped(error: &tokio::task::JoinError) -> engine::Error {
     engine::Error::new(engine::ErrorKind::Internal, format!("the engine stopped: {error}; please report it"))
 }
 
-async fn drive(session: Session, statement: Statement, events: &mpsc::Sender<Event>) -> Result<(), engine::Error> {
+async fn drive(session: Connection, statement: Statement, events: &mpsc::Sender<Event>) -> Result<(), engine::Error> {
     let mut rows = match session.run(&statement).await? {
         Answer::Done(done) => {
             let _ = events.send(Event::Done(done)).await;

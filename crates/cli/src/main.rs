@@ -5,12 +5,15 @@
 #![recursion_limit = "256"]
 
 mod args;
+mod config;
+mod connection;
 mod console;
 mod import;
 mod print;
 mod progress;
 mod report;
 mod run;
+mod serve;
 mod shell;
 
 use std::process::ExitCode;
@@ -39,9 +42,16 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    start_log();
+    let setup = match serve::setup(&args) {
+        Ok(setup) => setup,
+        Err(outcome) => return outcome.exit_code(),
+    };
+    if setup.is_none() {
+        start_log();
+    }
+    let threads = setup.as_ref().map_or(args.global.threads, serve::Setup::threads);
     let workers = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(args.global.threads.unwrap_or(cores) + WORKERS_SPARE)
+        .worker_threads(threads.unwrap_or(cores) + WORKERS_SPARE)
         .thread_stack_size(WORKER_STACK_BYTES)
         .enable_all()
         .build();
@@ -57,7 +67,10 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let outcome = run::run(args, &terminal, workers.handle());
+    let outcome = match setup {
+        Some(setup) => serve::run(setup, &terminal, workers.handle()),
+        None => run::run(args, &terminal, workers.handle()),
+    };
     // Whoever waits for standard input, waits for good.
     terminal.shutdown_background();
     workers.shutdown_timeout(SHUTDOWN_MAX);
@@ -79,7 +92,7 @@ fn set_lance_environment(cores: usize) {
     }
 }
 
-/// Sends the log to standard error when `SAGITTA_LOG` asks for it (`SAGITTA_LOG=debug`, `SAGITTA_LOG=storage=trace`).
+/// Sends the log of a shell to standard error when `SAGITTA_LOG` asks for it (`SAGITTA_LOG=debug`, `SAGITTA_LOG=storage=trace`).
 fn start_log() {
     if let Ok(filter) = std::env::var("SAGITTA_LOG") {
         let filter = tracing_subscriber::EnvFilter::new(filter);

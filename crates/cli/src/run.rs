@@ -4,9 +4,11 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use engine::{Engine, EngineOptions};
+use server::ConnectOptions;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::args::{Args, Command, Global, Script};
+use crate::connection::Connection;
 use crate::console::{Console, Outcome, Output, stopped};
 use crate::print::{Format, PrintOptions};
 use crate::report::Report;
@@ -33,8 +35,8 @@ pub fn run(mut args: Args, terminal: &Runtime, workers: &Handle) -> Outcome {
         Err(error) => return shell::give_up(&error, error_color),
     };
     let opened = terminal.block_on(open(&args.global, workers));
-    let engine = match opened {
-        Some(Ok(engine)) => engine,
+    let (session, location) = match opened {
+        Some(Ok(opened)) => opened,
         Some(Err(error)) => {
             eprint!("{}", Report::of(&error, None).render(error_color));
             return Outcome::Failed;
@@ -42,7 +44,7 @@ pub fn run(mut args: Args, terminal: &Runtime, workers: &Handle) -> Outcome {
         None => return Outcome::Interrupted,
     };
     let console = Console {
-        session: engine.session(),
+        session,
         workers: workers.clone(),
         print: PrintOptions {
             format: args.statements.format,
@@ -60,25 +62,59 @@ pub fn run(mut args: Args, terminal: &Runtime, workers: &Handle) -> Outcome {
     };
     match (args.command, shell) {
         (Some(Command::Import(import)), _) => terminal.block_on(import::run(import, console)),
-        (None, Some(shell)) => shell.run(&engine, console, terminal),
-        (None, None) => terminal.block_on(run_scripts(args.scripts, console, engine.location())),
+        // They are done before a database is opened.
+        (Some(Command::Serve(_) | Command::Config(_)), _) => Outcome::Done,
+        (None, Some(shell)) => shell.run(&location, console, terminal),
+        (None, None) => terminal.block_on(run_scripts(args.scripts, console, &location)),
     }
 }
 
-/// Opens the database; nothing if the user interrupts it.
-async fn open(global: &Global, workers: &Handle) -> Option<Result<Engine, engine::Error>> {
-    let options = EngineOptions {
-        storage_options: global.storage_options.clone(),
-        memory_limit_bytes: global.memory_limit,
-        threads: global.threads,
-        create: true,
+/// Opens the database, or connects to the server; nothing if the user interrupts it. The session, and where it is.
+async fn open(global: &Global, workers: &Handle) -> Option<Result<(Connection, String), engine::Error>> {
+    let opening = match global.connect.clone() {
+        Some(uri) => {
+            let options = connect_options(global, uri.clone());
+            workers.spawn(async move { Ok((Connection::connect(&options?).await?, uri)) })
+        }
+        None => {
+            let options = EngineOptions {
+                storage_options: global.storage_options.clone(),
+                memory_limit_bytes: global.memory_limit,
+                threads: global.threads,
+                ..EngineOptions::default()
+            };
+            let location = global.data.clone();
+            workers.spawn(async move {
+                let engine = Engine::open(&location, options).await?;
+                Ok((Connection::Local(engine.session()), engine.location().to_owned()))
+            })
+        }
     };
-    let location = global.data.clone();
-    let opening = workers.spawn(async move { Engine::open(&location, options).await });
     tokio::select! {
         opened = opening => Some(opened.unwrap_or_else(|error| Err(stopped(&error)))),
         _ = tokio::signal::ctrl_c() => None,
     }
+}
+
+/// Who connects, and what is trusted.
+fn connect_options(global: &Global, uri: String) -> Result<ConnectOptions, engine::Error> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| {
+            engine::Error::new(engine::ErrorKind::Invalid, format!("cannot read {}: {error}", path.display()))
+        })
+    };
+    let identity = match (&global.client_certificate, &global.client_key) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        _ => None,
+    };
+    Ok(ConnectOptions {
+        uri,
+        // From the environment alone, so that no list of processes shows them.
+        login: global.user.clone().map(|user| (user, std::env::var("SAGITTA_PASSWORD").unwrap_or_default())),
+        token: std::env::var("SAGITTA_TOKEN").ok().filter(|token| !token.is_empty()),
+        server_ca: global.tls_ca.as_deref().map(read).transpose()?,
+        identity,
+    })
 }
 
 async fn run_scripts(scripts: Vec<Script>, mut console: Console, location: &str) -> Outcome {
@@ -141,6 +177,7 @@ async fn read_standard_input() -> Option<std::io::Result<String>> {
     }
 }
 
-fn show(message: String, hint: Option<String>, color: bool) {
+/// Shows an error that is about no statement.
+pub fn show(message: String, hint: Option<String>, color: bool) {
     eprint!("{}", Report { message, hint, ..Report::default() }.render(color));
 }

@@ -13,8 +13,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use engine::Vocabulary;
 use engine::text::{TokenClass, is_complete, tokens};
-use engine::{Engine, Vocabulary};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
 use rustyline::highlight::{CmdKind, Highlighter};
@@ -63,11 +63,11 @@ impl Shell {
     }
 
     /// Reads and runs until the user leaves.
-    pub fn run(self, engine: &Engine, mut console: Console, terminal: &Runtime) -> Outcome {
+    pub fn run(self, location: &str, mut console: Console, terminal: &Runtime) -> Outcome {
         let Shell { mut editor, vocabulary } = self;
         let history = History::open(&mut editor, &console);
         if !console.quiet {
-            println!("sagitta {}, database {}", env!("CARGO_PKG_VERSION"), engine.location());
+            println!("sagitta {}, database {location}", env!("CARGO_PKG_VERSION"));
             println!("Statements end with a semicolon. \\? shows help, \\q leaves.");
         }
         refresh(&console, &vocabulary);
@@ -84,8 +84,10 @@ impl Shell {
             if text.is_empty() {
                 continue;
             }
-            history.add(&mut editor, typed.trim_end());
-            match terminal.block_on(run_text(text, &mut console, engine)) {
+            if !engine::text::may_hold_password(text) {
+                history.add(&mut editor, typed.trim_end());
+            }
+            match terminal.block_on(run_text(text, &mut console, location)) {
                 meta::Next::Quit => return Outcome::Done,
                 meta::Next::Go(Outcome::PipeClosed) => return Outcome::PipeClosed,
                 meta::Next::Go(_) => {}
@@ -104,11 +106,11 @@ pub fn give_up(error: &ReadlineError, color: bool) -> Outcome {
     Outcome::Failed
 }
 
-async fn run_text(text: &str, console: &mut Console, engine: &Engine) -> meta::Next {
+async fn run_text(text: &str, console: &mut Console, location: &str) -> meta::Next {
     match bare_word(text) {
         Some(Word::Leave) => meta::Next::Quit,
-        Some(Word::Help) => meta::run("\\?", console, engine.location()).await,
-        None if text.starts_with('\\') => meta::run(text, console, engine.location()).await,
+        Some(Word::Help) => meta::run("\\?", console, location).await,
+        None if text.starts_with('\\') => meta::run(text, console, location).await,
         None => meta::Next::Go(console.run_sql(text, None).await),
     }
 }
