@@ -29,6 +29,7 @@ command -v protoc > /dev/null || missing+=(protobuf-compiler)
 command -v cc > /dev/null || missing+=(build-essential)
 command -v git > /dev/null || missing+=(git)
 command -v openssl > /dev/null || missing+=(openssl)
+command -v java > /dev/null || missing+=(default-jre-headless)
 python3 -c 'import venv, ensurepip' 2> /dev/null || missing+=(python3 python3-venv)
 if [ "${#missing[@]}" -gt 0 ]; then
   echo "installing ${missing[*]}"

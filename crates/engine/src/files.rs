@@ -1,6 +1,6 @@
 //! Files as tables: Parquet, CSV, JSON, Arrow, NumPy and Lance, by path, glob, folder or URL.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -142,11 +142,23 @@ fn absolute(location: &str) -> Result<String> {
     }
     let path =
         std::path::absolute(location).map_err(|error| Error::invalid(format!("{location} is no path: {error}")))?;
+    let path = without_parents(&path).map_err(|error| {
+        Error::new(ErrorKind::NotFound, format!("{location} cannot be followed to its folder: {error}"))
+    })?;
     let mut text = path.to_string_lossy().into_owned();
     if location.ends_with('/') && !text.ends_with('/') {
         text.push('/');
     }
     Ok(text)
+}
+
+/// The path without `..`, which object stores do not know. What stands before the last one is a folder that exists, and
+/// links in it are followed first, as the system does; behind it there may be a pattern.
+fn without_parents(path: &Path) -> std::io::Result<PathBuf> {
+    let parts: Vec<Component<'_>> = path.components().collect();
+    let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else { return Ok(path.to_owned()) };
+    let folder: PathBuf = parts[..=last].iter().collect();
+    Ok(std::fs::canonicalize(folder)?.join(parts[last + 1..].iter().collect::<PathBuf>()))
 }
 
 /// The key of an option as the formats know it: without the prefix `format.`.
@@ -571,5 +583,23 @@ mod tests {
         ] {
             assert_eq!(Format::of_path(path), format, "{path}");
         }
+    }
+
+    #[test]
+    fn a_path_may_lead_through_parents_and_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let top = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(top.join("a/b")).unwrap();
+        std::os::unix::fs::symlink(top.join("a/b"), top.join("link")).unwrap();
+        let text = |path: &str| top.join(path).display().to_string();
+        for (given, expected) in [
+            ("a/b/../../x.csv", "x.csv"),
+            ("a/../a/*.csv", "a/*.csv"),
+            ("link/../x.csv", "a/x.csv"),
+            ("a/./x.csv", "a/x.csv"),
+        ] {
+            assert_eq!(absolute(&text(given)).unwrap(), text(expected), "{given}");
+        }
+        assert_eq!(absolute(&text("none/../x.csv")).unwrap_err().kind, ErrorKind::NotFound);
     }
 }

@@ -20,7 +20,7 @@ const SECTIONS: [&str; 4] = ["storage", "server", "limits", "log"];
 
 /// Variables that are read elsewhere: the file's own, the kernels' instruction set, and those of our scripts and tests,
 /// which run this program with their own environment.
-const VARIABLES_ELSEWHERE: [&str; 10] = [
+const VARIABLES_ELSEWHERE: [&str; 11] = [
     FILE_VARIABLE,
     "SAGITTA_ISA",
     "SAGITTA_BIN",
@@ -31,6 +31,7 @@ const VARIABLES_ELSEWHERE: [&str; 10] = [
     "SAGITTA_PASSWORD",
     "SAGITTA_TOKEN",
     "SAGITTA_TEST_URI",
+    "SAGITTA_TEST_REQUIRED",
 ];
 
 /// What a file says. Places that mean nothing are added to `problems`.
