@@ -87,7 +87,10 @@ async fn ingest(client: &Client, batches: &[RecordBatch]) -> Result<(), Failure>
         times.push(start.elapsed());
     }
     let time = median(times).as_secs_f64();
-    println!("ingest into a database in memory: {:.2} million rows/s ({written} rows, median of 3)", written as f64 / time / 1e6);
+    println!(
+        "ingest into a database in memory: {:.2} million rows/s ({written} rows, median of 3)",
+        written as f64 / time / 1e6
+    );
     Ok(())
 }
 
@@ -116,7 +119,8 @@ async fn stream(engine: &Engine, uri: &str) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let plain_uri = format!("http://{}", listener.local_addr()?);
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-    let plain = Server::builder().add_service(FlightServiceServer::new(Plain(same)).max_encoding_message_size(usize::MAX));
+    let plain =
+        Server::builder().add_service(FlightServiceServer::new(Plain(same)).max_encoding_message_size(usize::MAX));
     tokio::spawn(plain.serve_with_incoming(incoming));
     let (ours, plain) = (channel(uri).await?, channel(&plain_uri).await?);
     let mut sql_client = FlightSqlServiceClient::new(ours.clone());
@@ -157,7 +161,9 @@ async fn searches(uri: &str, dim: usize, clients: usize) -> Result<(), Failure> 
     let workers: Vec<_> = (0..clients)
         .map(|worker| {
             let uri = uri.to_owned();
-            tokio::spawn(async move { worker_times(&uri, dim, worker, per_client).await.map_err(|error| error.to_string()) })
+            tokio::spawn(
+                async move { worker_times(&uri, dim, worker, per_client).await.map_err(|error| error.to_string()) },
+            )
         })
         .collect();
     let mut times = vec![];
@@ -219,11 +225,15 @@ impl FlightService for Plain {
 
     async fn do_get(&self, _: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let batches = futures::stream::iter(self.0.clone().into_iter().map(Ok));
-        let messages = FlightDataEncoderBuilder::new().build(batches).map_err(|error| Status::internal(error.to_string()));
+        let messages =
+            FlightDataEncoderBuilder::new().build(batches).map_err(|error| Status::internal(error.to_string()));
         Ok(Response::new(messages.boxed()))
     }
 
-    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+    async fn handshake(
+        &self,
+        _: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Self::HandshakeStream>, Status> {
         nothing()
     }
 
