@@ -28,15 +28,16 @@ def binary() -> str:
 
 @dataclasses.dataclass
 class Sagitta:
-    """The command line on one database."""
+    """The command line on one database: a folder, or a server that `options` connect to."""
 
     data: str
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     options: tuple[str, ...] = ()
 
     def start(self, *arguments: str, **popen) -> subprocess.Popen:
+        where = [] if "--connect" in self.options else ["--data", self.data]
         return subprocess.Popen(
-            [binary(), "--data", self.data, "--no-progress", *self.options, *arguments],
+            [binary(), *where, "--no-progress", *self.options, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

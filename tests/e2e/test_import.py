@@ -1,4 +1,5 @@
-"""`sagitta import`: every format, several files, vectors found by their constant length, bad files refused whole."""
+"""`sagitta import`: every format, several files, vectors found by their constant length, bad files refused whole. Each test
+loads into a database of the process, and into one behind a server."""
 
 import json
 import os
@@ -8,8 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import Sagitta
+from flight_sql import serving
 
 FRUITS = [("apple", [1, 0]), ("pear", [0, 1]), ("plum", [3, 4]), (None, None)]
+
+
+@pytest.fixture(params=["embedded", "served"])
+def sagitta(request, tmp_path):
+    """A database in a folder of this test."""
+    data = tmp_path / "data"
+    if request.param == "embedded":
+        yield Sagitta(str(data))
+        return
+    with serving(data, tmp_path) as server:
+        yield Sagitta(str(data), options=("--connect", server.uri))
 
 
 @pytest.mark.parametrize(

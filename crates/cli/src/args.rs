@@ -36,6 +36,7 @@ Examples:
   sagitta import dump/ --table docs --replace            every data file below the directory
   sagitta import s3://bucket/dump/ --table docs
   sagitta import vectors.npy --table vectors             one row per vector
+  sagitta import dump/ --table docs --connect grpc://host:32100   read here, written by a server
 
 Lists of floats whose length is the same in every row become VECTOR columns.";
 
@@ -334,6 +335,11 @@ impl Args {
         let mut args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut Args::command()))?;
         args.scripts = scripts_in_order(&args.statements, &matches);
         args.is_data_given = matches.value_source("data") == Some(ValueSource::CommandLine);
+        let is_server_given = matches.value_source("connect") == Some(ValueSource::CommandLine);
+        if args.is_data_given && is_server_given {
+            let message = "--connect and --data name two databases; give the one that is meant";
+            return Err(Args::command().error(clap::error::ErrorKind::ArgumentConflict, message));
+        }
         if let (Some(command), false) = (&args.command, args.scripts.is_empty()) {
             let message = match command {
                 Command::Import(_) => "import takes no -c or -f; run it first, then the statements in a second call",
@@ -426,6 +432,13 @@ mod tests {
         assert_eq!(args.global.storage_options, [("a".to_owned(), "b=c".to_owned())]);
         assert!(matches!(args.command, Some(Command::Import(_))));
         assert!(args.is_data_given && !parsed(&["import", "x.csv", "--table", "t"]).is_data_given);
+    }
+
+    #[test]
+    fn two_databases_at_once_are_refused() {
+        let error = refused(&["--data", "here", "--connect", "grpc://there:1"]);
+        assert!(error.contains("two databases"), "{error}");
+        assert_eq!(parsed(&["--connect", "grpc://there:1"]).global.connect.as_deref(), Some("grpc://there:1"));
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! Where statements run: in a database of this process, or on a server. The rest of the shell does not see a difference.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use engine::arrow::array::RecordBatch;
 use engine::{
-    Answer, Engine, EngineOptions, Error, ErrorKind, ImportOptions, Progress, Session, Statement, Vocabulary,
+    Answer, Engine, EngineOptions, Error, ImportMode, ImportOptions, IngestTarget, Progress, Session, Statement,
+    Vocabulary,
 };
+use futures::FutureExt;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use server::{Client, ConnectOptions};
 
 /// A session, here or on a server. Cheap to clone; clones share it.
@@ -20,18 +25,18 @@ pub enum Connection {
 #[derive(Clone)]
 pub struct Remote {
     client: Client,
-    /// A session of an empty database: it parses statements and knows the words of the language.
+    /// A session of an empty database: it parses statements, knows the words of the language and reads files.
     language: Session,
 }
 
 impl Connection {
-    /// Connects to a server.
+    /// Connects to a server. `here`: how files of this machine, or of an object store, are read.
     ///
     /// # Errors
     /// A server that does not answer, or that refuses.
-    pub async fn connect(options: &ConnectOptions) -> Result<Self, Error> {
+    pub async fn connect(options: &ConnectOptions, here: EngineOptions) -> Result<Self, Error> {
         let client = Client::connect(options).await?;
-        let language = Engine::open("memory:", EngineOptions::default()).await?.session();
+        let language = Engine::open("memory:", here).await?.session();
         Ok(Self::Remote(Remote { client, language }))
     }
 
@@ -94,10 +99,33 @@ impl Connection {
     pub async fn import(&self, options: ImportOptions, progress: Arc<Progress>) -> Result<u64, Error> {
         match self {
             Self::Local(session) => session.import(options, progress).await,
-            Self::Remote(_) => Err(Error::new(
-                ErrorKind::Unsupported,
-                "import into a server is not built; ingest the rows with a client library, or COPY a file that the server can read",
-            )),
+            Self::Remote(remote) => remote.import(options, &progress).await,
         }
+    }
+}
+
+impl Remote {
+    /// Reads files here and sends their rows: they are in the server's table once all have arrived, in one version.
+    async fn import(&self, options: ImportOptions, progress: &Arc<Progress>) -> Result<u64, Error> {
+        let target = IngestTarget::of_sql(&options.table, options.mode)?;
+        // A table that is there knows its vectors; in a new one, they must be told from lists.
+        let is_new = match options.mode {
+            ImportMode::Create | ImportMode::Replace => true,
+            ImportMode::Append => false,
+            ImportMode::CreateOrAppend => {
+                let tables = self.client.tables().await?;
+                !tables.iter().any(|words| words.schema == target.schema && words.table == target.table)
+            }
+        };
+        let target = &target;
+        let send = |schema, rows: BoxStream<'static, Result<RecordBatch, Error>>| {
+            let (progress, sent) = (Arc::clone(progress), AtomicU64::new(0));
+            let rows = rows.inspect_ok(move |batch| {
+                let count = batch.num_rows() as u64;
+                progress.report(sent.fetch_add(count, Ordering::Relaxed) + count, 0);
+            });
+            async move { self.client.ingest(target, schema, rows.boxed()).await }.boxed()
+        };
+        self.language.read_files(&options.sources, options.format, is_new, send).await
     }
 }

@@ -71,18 +71,18 @@ pub fn run(mut args: Args, terminal: &Runtime, workers: &Handle) -> Outcome {
 
 /// Opens the database, or connects to the server; nothing if the user interrupts it. The session, and where it is.
 async fn open(global: &Global, workers: &Handle) -> Option<Result<(Connection, String), engine::Error>> {
+    let options = EngineOptions {
+        storage_options: global.storage_options.clone(),
+        memory_limit_bytes: global.memory_limit,
+        threads: global.threads,
+        ..EngineOptions::default()
+    };
     let opening = match global.connect.clone() {
         Some(uri) => {
-            let options = connect_options(global, uri.clone());
-            workers.spawn(async move { Ok((Connection::connect(&options?).await?, uri)) })
+            let connecting = connect_options(global, uri.clone());
+            workers.spawn(async move { Ok((Connection::connect(&connecting?, options).await?, uri)) })
         }
         None => {
-            let options = EngineOptions {
-                storage_options: global.storage_options.clone(),
-                memory_limit_bytes: global.memory_limit,
-                threads: global.threads,
-                ..EngineOptions::default()
-            };
             let location = global.data.clone();
             workers.spawn(async move {
                 let engine = Engine::open(&location, options).await?;

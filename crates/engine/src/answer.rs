@@ -231,7 +231,8 @@ impl Progress {
         Self { plan: Some(plan), ..Self::default() }
     }
 
-    pub(crate) fn report(&self, rows: u64, bytes: u64) {
+    /// Says how many rows and bytes are done by now.
+    pub fn report(&self, rows: u64, bytes: u64) {
         self.rows_done.store(rows, Ordering::Relaxed);
         self.bytes_done.store(bytes, Ordering::Relaxed);
     }

@@ -42,6 +42,8 @@ impl Session {
                 )));
             }
         };
+        // A file belongs to no schema: what somebody else keeps under that name would be gone.
+        self.require_admin("write files with COPY … TO").await?;
         let target = files::target(self.engine(), &copy.target)?;
         let query = match &copy.source {
             CopyToSource::Query(query) => query.as_ref().clone(),

@@ -174,9 +174,7 @@ impl Session {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planner = Planner { state: &state, resolver: &tables };
-        for column in columns {
-            column.options.iter().try_for_each(|option| check_option(column, option))?;
-        }
+        columns.iter().try_for_each(check_options)?;
         let schema = planner.columns(columns)?;
         let primary_key = crate::keys::primary_key(create, &schema)?;
         let schema = crate::keys::with_key_not_null(&schema, &primary_key);
@@ -360,6 +358,27 @@ pub(crate) fn default_of(column: &ColumnDef) -> Option<&ast::Expr> {
 }
 
 /// # Errors
+/// An option that is not carried out, or that contradicts another.
+fn check_options(column: &ColumnDef) -> Result<()> {
+    column.options.iter().try_for_each(|option| check_option(column, option))?;
+    let count = |is_it: fn(&ColumnOption) -> bool| column.options.iter().filter(|option| is_it(&option.option)).count();
+    if count(|option| matches!(option, ColumnOption::Default(_))) > 1 {
+        return Err(Error::invalid(format!("column {} has two DEFAULTs; write one", column.name)));
+    }
+    let (null, not_null) = (
+        |option: &_| matches!(option, ColumnOption::Null),
+        |option: &_| matches!(option, ColumnOption::NotNull | ColumnOption::PrimaryKey(_)),
+    );
+    if count(null) > 0 && count(not_null) > 0 {
+        return Err(Error::invalid(format!(
+            "column {} is said to be NULL and not to be; write one of them",
+            column.name
+        )));
+    }
+    Ok(())
+}
+
+/// # Errors
 /// An option that is not carried out, or a name of one that has none.
 fn check_option(column: &ColumnDef, option: &ColumnOptionDef) -> Result<()> {
     let ColumnOptionDef { name, option } = option;
@@ -388,6 +407,7 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
             "the constraint {constraint} is not supported; a column has NOT NULL and DEFAULT, a table a PRIMARY KEY"
         )));
     }
+    let files = create.hive_formats.as_ref();
     let named = [
         (create.temporary, "TEMPORARY"),
         (create.global.is_some(), "GLOBAL"),
@@ -397,6 +417,8 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
         (create.clone.is_some(), "CLONE"),
         (create.comment.is_some(), "COMMENT"),
         (create.on_commit.is_some(), "ON COMMIT"),
+        (files.is_some_and(|files| files.location.is_some()), "LOCATION (see CREATE EXTERNAL TABLE)"),
+        (files.is_some_and(|files| files.storage.is_some()), "STORED AS (see CREATE EXTERNAL TABLE)"),
         (create.order_by.is_some(), "ORDER BY"),
         (create.cluster_by.is_some() || create.clustered_by.is_some(), "CLUSTER BY"),
     ];
@@ -411,7 +433,6 @@ fn refuse_other_clauses(create: &CreateTable) -> Result<()> {
         .if_not_exists(create.if_not_exists)
         .columns(create.columns.clone())
         .constraints(create.constraints.clone())
-        .hive_formats(create.hive_formats.clone())
         .table_options(create.table_options.clone())
         .query(create.query.clone())
         .build();

@@ -1,14 +1,18 @@
-//! Loading files into tables: behind `sagitta import`, `COPY … FROM` and the API.
+//! Loading files into tables, here or elsewhere: behind `sagitta import`, `COPY … FROM` and the API.
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::sql::sqlparser::ast::ObjectName;
-use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use planner::resolve::{RelationName, Resolved, TableResolver};
 use storage::{CreateMode, Relation, Role};
 
@@ -16,7 +20,7 @@ use crate::definition::own_name;
 use crate::files::{self, Format};
 use crate::insert::{by_name, run_insert, scan_of, to_table};
 use crate::resolver::StatementTables;
-use crate::vectorize::FloatLists;
+use crate::vectorize::{FloatLists, written};
 use crate::{Error, ErrorKind, Progress, Result, Session};
 
 /// What is done with the table's name.
@@ -69,6 +73,27 @@ impl Session {
         self.load_from(&name, options.mode, FloatLists::ToVectors, source, progress).await
     }
 
+    /// Reads files for somebody who writes their rows elsewhere: a server, say. `write` gets the columns and the rows, in the
+    /// order of the files, in bounded memory. With `to_vectors`, float lists whose length is constant over the whole input
+    /// come as vectors; where a late row shows that it is not, its error ends the rows, and `write` is called again.
+    ///
+    /// # Errors
+    /// Files that cannot be read, and those of `write`, which must have kept nothing of rows that ended in an error.
+    pub async fn read_files<'a, T>(
+        &self,
+        sources: &[String],
+        format: Option<Format>,
+        to_vectors: bool,
+        write: impl Fn(SchemaRef, BoxStream<'static, Result<RecordBatch>>) -> BoxFuture<'a, Result<T>>,
+    ) -> Result<T> {
+        let state = self.in_order();
+        let source = files::table(self, &state, sources, format, &[], None).await?;
+        let physical = state.create_physical_plan(&scan_of(source)?).await?;
+        let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
+        let float_lists = if to_vectors { FloatLists::ToVectors } else { FloatLists::Keep };
+        written(float_lists, source, |schema, rows| write(schema, rows.map_err(Error::from).boxed())).await
+    }
+
     /// Loads the rows of a source into a table.
     pub(crate) async fn load_from(
         &self,
@@ -95,8 +120,8 @@ impl Session {
         let physical = state.create_physical_plan(&plan).await?;
         let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
-        let written = self.create_from(&target, mode, None, float_lists, source, Some(report)).await?;
-        written.ok_or_else(|| Error::new(ErrorKind::AlreadyExists, format!("table \"{relation}\" is there already")))
+        let rows = self.create_from(&target, mode, None, float_lists, source, Some(report)).await?;
+        rows.ok_or_else(|| Error::new(ErrorKind::AlreadyExists, format!("table \"{relation}\" is there already")))
     }
 
     /// A state whose plans have one partition: rows are stored in the order of the files.

@@ -15,7 +15,9 @@ use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::sql::sqlparser::ast::{Ident, ObjectName};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use storage::TableName;
 
+use crate::definition::own_name;
 use crate::vectorize::FloatLists;
 use crate::{Error, ImportMode, Progress, Result, Session};
 
@@ -28,6 +30,17 @@ pub struct IngestTarget {
     pub table: String,
     /// What is done with the table's name.
     pub mode: ImportMode,
+}
+
+impl IngestTarget {
+    /// The table of a name as in SQL.
+    ///
+    /// # Errors
+    /// A name that is none, or one of the engine's own schemas.
+    pub fn of_sql(name: &str, mode: ImportMode) -> Result<Self> {
+        let TableName { schema, table } = own_name(&planner::relation::parse_name(name)?)?;
+        Ok(Self { schema, table, mode })
+    }
 }
 
 impl Session {

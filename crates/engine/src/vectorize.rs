@@ -14,12 +14,13 @@ use datafusion::common::exec_datafusion_err;
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use planner::vector_type::{DIM_MAX, Element, VectorType};
 use planner::vectors::VectorArray;
 use storage::{CreateMode, Progress, Retention, TableDefinition, TableName};
 
-use crate::{Error, Result, Session};
+use crate::{Result, Session};
 
 /// How many rows are looked at for the length of lists that are all NULL so far.
 const HEAD_ROWS_MAX: usize = 65_536;
@@ -44,30 +45,45 @@ impl Session {
         source: impl Fn() -> datafusion::error::Result<SendableRecordBatchStream>,
         progress: Option<Progress>,
     ) -> Result<Option<u64>> {
-        let mut lists = BTreeSet::new();
-        loop {
-            let broken = Arc::new(Mutex::new(None));
-            let rows = source()?;
-            if float_lists == FloatLists::Keep {
-                lists.extend(0..rows.schema().fields().len());
+        let write = |schema: SchemaRef, rows| {
+            let progress = progress.clone();
+            async move {
+                let definition = TableDefinition {
+                    schema: storage::storable_schema(&schema)?,
+                    defaults: Default::default(),
+                    primary_key: vec![],
+                    retention,
+                    now_us: crate::definition::now_us(),
+                };
+                let rows = operators::insert::checked(rows, Arc::new(Schema::clone(&schema)));
+                Ok(self.engine().database().create_table_from(name, definition, mode, rows, progress).await?)
             }
-            let (schema, rows) = vectorized(rows, &lists, Arc::clone(&broken)).await?;
-            let definition = TableDefinition {
-                schema: storage::storable_schema(&schema)?,
-                defaults: Default::default(),
-                primary_key: vec![],
-                retention,
-                now_us: crate::definition::now_us(),
-            };
-            let rows = operators::insert::checked(rows, Arc::new(Schema::clone(&schema)));
-            let written =
-                self.engine().database().create_table_from(name, definition, mode, rows, progress.clone()).await;
-            let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match (written, broken) {
-                (Ok(rows), _) => return Ok(rows),
-                (Err(_), Some(column)) if lists.insert(column) => {}
-                (Err(error), _) => return Err(Error::from(error)),
-            }
+            .boxed()
+        };
+        written(float_lists, source, write).await
+    }
+}
+
+/// What writing the rows of a source came to. `write` is called again, and the source read again, each time a row breaks
+/// the assumption about a column; it must have kept nothing of rows that ended in an error.
+pub(crate) async fn written<'a, T>(
+    float_lists: FloatLists,
+    source: impl Fn() -> datafusion::error::Result<SendableRecordBatchStream>,
+    write: impl Fn(SchemaRef, SendableRecordBatchStream) -> BoxFuture<'a, Result<T>>,
+) -> Result<T> {
+    let mut lists = BTreeSet::new();
+    loop {
+        let broken = Arc::new(Mutex::new(None));
+        let rows = source()?;
+        if float_lists == FloatLists::Keep {
+            lists.extend(0..rows.schema().fields().len());
+        }
+        let (schema, rows) = vectorized(rows, &lists, Arc::clone(&broken)).await?;
+        let written = write(schema, rows).await;
+        let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (written, broken) {
+            (Err(_), Some(column)) if lists.insert(column) => {}
+            (written, _) => return written,
         }
     }
 }

@@ -3,12 +3,24 @@
 
 use std::any::TypeId;
 
+use datafusion::sql::sqlparser::ast::ColumnOption;
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 const POSTGRES: PostgreSqlDialect = PostgreSqlDialect {};
+
+const FOREIGN_COLUMN_OPTIONS: &[Keyword] = &[
+    Keyword::AUTO_INCREMENT,
+    Keyword::AUTOINCREMENT,
+    Keyword::IDENTITY,
+    Keyword::SRID,
+    Keyword::ASC,
+    Keyword::DESC,
+    Keyword::ON,
+    Keyword::AS,
+];
 
 /// PostgreSQL's dialect with the flags that Sagitta adds.
 ///
@@ -56,6 +68,25 @@ impl Dialect for SagittaDialect {
 
     fn prec_value(&self, precedence: Precedence) -> u8 {
         POSTGRES.prec_value(precedence)
+    }
+
+    /// Refuses the options of other systems that the parser (0.62) reads past and forgets where the dialect has none.
+    fn parse_column_option(
+        &self,
+        parser: &mut Parser,
+    ) -> Result<Option<Result<Option<ColumnOption>, ParserError>>, ParserError> {
+        let next = parser.peek_token_ref();
+        let foreign = match &next.token {
+            Token::Word(word) => FOREIGN_COLUMN_OPTIONS.iter().find(|foreign| **foreign == word.keyword),
+            _ => None,
+        };
+        match foreign {
+            Some(keyword) => Err(ParserError::ParserError(format!(
+                "{keyword:?} on a column is not supported; a column has NOT NULL, DEFAULT and PRIMARY KEY{}",
+                next.span.start
+            ))),
+            None => Ok(None),
+        }
     }
 
     fn supports_unicode_string_literal(&self) -> bool {

@@ -144,7 +144,11 @@ fn check_hints(hints: &[ast::Expr]) -> Result<()> {
             {
                 check_recall(&right.to_string())?;
             }
-            other => return unsupported(&format!("there is no table option {other}; there is WITH (recall = 0.99)")),
+            other => {
+                return unsupported(&format!(
+                    "the table option {other} is not supported; there is WITH (recall = 0.99)"
+                ));
+            }
         }
     }
     Ok(())

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 
 use datafusion::error::{DataFusionError, Result};
 use datafusion::sql::sqlparser::ast::{
-    self, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, LimitClause,
-    ObjectName, Query, Select, SetExpr, TableFactor, Value, VisitMut, VisitorMut,
+    self, CteAsMaterialized, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
+    Ident, LimitClause, ObjectName, Query, Select, SetExpr, TableFactor, Value, VisitMut, VisitorMut,
 };
 
 use crate::asof_join;
@@ -70,6 +70,12 @@ fn check_query(query: &Query) -> Result<()> {
     }
     if query.for_clause.is_some() {
         return unsupported("FOR XML, FOR JSON and FOR BROWSE are not supported; choose the output with --format");
+    }
+    let ctes = query.with.iter().flat_map(|with| &with.cte_tables);
+    if ctes.into_iter().any(|cte| matches!(cte.materialized, Some(CteAsMaterialized::Materialized))) {
+        return unsupported(
+            "AS MATERIALIZED is not supported: a query behind WITH is planned, and run, wherever its name is read; leave the word out, or keep its rows with CREATE TABLE … AS SELECT",
+        );
     }
     if let SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) | SetExpr::Insert(_) = query.body.as_ref() {
         return unsupported(
