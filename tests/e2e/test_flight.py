@@ -1,5 +1,6 @@
 """The server as Flight SQL clients see it: each rule that real clients rely on is a test."""
 
+import datetime
 import re
 import threading
 import time
@@ -55,6 +56,8 @@ def queries(adbc, sql: str, parameters=None) -> list[tuple]:
         "SELECT emb, arrow_cast(body, 'Dictionary(Int32, Utf8)') AS d, arrow_cast(body, 'Utf8View') AS v FROM docs",
         "EXPLAIN SELECT * FROM docs",
         "SHOW TABLES",
+        "SELECT d.id, o.a, o.a AS id, o.a FROM docs d LEFT JOIN other.docs o ON o.a = d.id",
+        "SELECT now(), TIMESTAMP '0001-01-01 00:00:00', TIMESTAMPTZ '9999-12-31 23:59:59Z', TIME '12:00:00'",
     ],
 )
 def test_the_announced_schema_is_that_of_the_rows(server, sql):
@@ -70,6 +73,32 @@ def test_the_announced_schema_is_that_of_the_rows(server, sql):
 def test_clients_get_types_that_they_read(server):
     sql = "SELECT arrow_cast('a', 'Dictionary(Int32, Utf8)') AS d, arrow_cast('b', 'Utf8View') AS v"
     assert server.client().info(sql).schema.types == [pa.string(), pa.string()]
+
+
+def test_an_answer_may_have_two_columns_of_one_name(server, adbc):
+    table = server.client().get(server.client().info("SELECT 1 AS a, 2 AS a").endpoints[0].ticket).read_all()
+    assert table.schema.names == ["a", "a"]
+    assert queries(adbc, "SELECT a.id, b.id FROM docs a JOIN docs b ON b.id = a.id + 1 ORDER BY a.id") == [(1, 2), (2, 3)]
+    assert queries(adbc, "SELECT $1 AS a, $2 AS a, id FROM docs WHERE id = $1", (1, 7)) == [(1, 7, 1)]
+
+
+def test_times_keep_their_zone_and_their_years(adbc):
+    queries(adbc, "CREATE TABLE moments (at TIMESTAMP, z TIMESTAMPTZ, s TIMESTAMP(0) WITH TIME ZONE, t TIME)")
+    queries(adbc, "INSERT INTO moments VALUES ('0001-01-01', '9999-12-31T23:59:59.999999+00:00', '2026-01-01T00:00:00+02:00', '12:00')")
+    with adbc.cursor() as cursor:
+        cursor.execute("SELECT * FROM moments")
+        table = cursor.fetch_arrow_table()
+    assert table.schema.types == [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("s", "UTC"), pa.time64("us")]
+    (row,) = table.to_pylist()
+    assert (row["at"].year, row["z"].year) == (1, 9999)
+    assert row["s"] == datetime.datetime(2025, 12, 31, 22, tzinfo=datetime.timezone.utc)
+    berlin = datetime.datetime(2026, 1, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=3)))
+    assert queries(adbc, "SELECT count(*) FROM moments WHERE s = $1", (berlin,)) == [(1,)]
+    assert queries(adbc, "SELECT count(*) FROM moments WHERE at < $1 AND z > $2", (berlin, berlin)) == [(1,)]
+    schema = adbc.adbc_get_table_schema("moments")
+    assert [field.metadata[b"ARROW:FLIGHT:SQL:TYPE_NAME"].decode() for field in schema] == [
+        "TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "TIMESTAMP(0) WITH TIME ZONE", "TIME",
+    ]
 
 
 def test_no_message_is_larger_than_drivers_take(server, adbc):
@@ -226,6 +255,22 @@ def test_an_ingest_that_fails_writes_nothing(adbc):
         with pytest.raises(adbc_driver_manager.Error, match="no column|other"):
             cursor.adbc_ingest("kept", pa.table({"other": [1]}), mode="append")
     assert queries(adbc, "SELECT count(*) FROM kept") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"id": [1], "other": [1]}, r'no column "other"; it has id BIGINT NOT NULL, body TEXT'),
+        ({"body": ["x"]}, r'the rows have no "id", which table public.strict needs.*it has id BIGINT NOT NULL'),
+        ({"id": [1, None], "body": ["x", "y"]}, r"column id of table public.strict is NOT NULL, but row 2 has no value"),
+    ],
+)
+def test_rows_that_do_not_fit_are_the_callers_mistake(adbc, rows, message):
+    with adbc.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS strict (id BIGINT NOT NULL, body TEXT)")
+        with pytest.raises(adbc_driver_manager.ProgrammingError, match=message) as error:
+            cursor.adbc_ingest("strict", pa.table(rows), mode="append")
+    assert error.value.status_code == adbc_driver_manager.AdbcStatusCode.INVALID_ARGUMENT
 
 
 def test_the_catalog_is_browsed_by_patterns(adbc):

@@ -55,7 +55,7 @@ def test_some_names_cannot_be(name):
         (datetime.datetime(2026, 1, 2, 3, 4, 5, 6), "TIMESTAMP '2026-01-02 03:04:05.000006'"),
         (
             datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
-            "TIMESTAMP '2026-01-02 01:00:00'",
+            "TIMESTAMPTZ '2026-01-02 01:00:00+00:00'",
         ),
         (uuid.UUID(int=1), "'00000000-0000-0000-0000-000000000001'"),
     ],

@@ -39,7 +39,7 @@ DOCS = sa.Table(
 
 def test_a_table_is_defined_in_the_types_of_the_server():
     assert compiled(sa.schema.CreateTable(DOCS)) == (
-        "CREATE TABLE docs ( id BIGINT NOT NULL, body TEXT, price NUMERIC(10, 2), at TIMESTAMP(6), emb VECTOR(3), "
+        "CREATE TABLE docs ( id BIGINT NOT NULL, body TEXT, price NUMERIC(10, 2), at TIMESTAMP, emb VECTOR(3), "
         "half VECTOR(3, FLOAT16), code BITVECTOR(8), PRIMARY KEY (id) )"
     )
 
@@ -74,8 +74,12 @@ def test_constants_are_written_into_the_sql():
         ("BIGINT", "BIGINT"),
         ("TEXT", "TEXT"),
         ("DECIMAL(10, 2)", "NUMERIC(10, 2)"),
-        ("TIMESTAMP(6)", "TIMESTAMP(6)"),
-        ("TIMESTAMP(6) WITH TIME ZONE", "TIMESTAMP(6) WITH TIME ZONE"),
+        ("TIMESTAMP", "TIMESTAMP"),
+        ("TIMESTAMP(9)", "TIMESTAMP"),
+        ("TIMESTAMP WITH TIME ZONE", "TIMESTAMP WITH TIME ZONE"),
+        ("TIMESTAMP(3) WITH TIME ZONE", "TIMESTAMP WITH TIME ZONE"),
+        ("TIME", "TIME"),
+        ("TIME(9)", "TIME"),
         ("VECTOR(384)", "VECTOR(384)"),
         ("VECTOR(384, INT8)", "VECTOR(384, INT8)"),
         ("BITVECTOR(64)", "BITVECTOR(64)"),
@@ -210,7 +214,7 @@ def test_the_database_is_inspected(engine, docs, lab):
     reflected = sa.Table("docs", sa.MetaData(), schema=lab, autoload_with=engine)
     types = {column.name: column.type.compile(engine.dialect) for column in reflected.columns}
     assert types == {
-        "id": "BIGINT", "body": "TEXT", "price": "NUMERIC(10, 2)", "at": "TIMESTAMP(6)", "emb": "VECTOR(3)",
+        "id": "BIGINT", "body": "TEXT", "price": "NUMERIC(10, 2)", "at": "TIMESTAMP", "emb": "VECTOR(3)",
         "half": "VECTOR(3, FLOAT16)", "code": "BITVECTOR(8)",
     }  # fmt: skip
     assert reflected.primary_key.columns.keys() == ["id"]

@@ -8,7 +8,7 @@ use datafusion::sql::sqlparser::ast::{
 use planner::Planner;
 use planner::resolve::RelationName;
 use planner::sql_text::sql_text;
-use planner::vector_type::sql_type_name;
+use planner::sql_type::sql_type_name;
 use storage::{NewDefault, Role, TableEntry, TableName};
 
 use crate::change::{folded, retried};

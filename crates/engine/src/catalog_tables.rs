@@ -7,7 +7,7 @@ use arrow::datatypes::{Field, Schema};
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::error::DataFusionError;
 use planner::resolve::{CATALOG, RelationName};
-use planner::vector_type::sql_type_name;
+use planner::sql_type::sql_type_name;
 use storage::{Relation, Retention, Role, TableName};
 
 use crate::keys::key_name;

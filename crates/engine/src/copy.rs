@@ -16,6 +16,7 @@ use datafusion::sql::sqlparser::ast;
 use planner::resolve::RelationName;
 use planner::statement::{CopyFrom, StatementKind};
 
+use crate::definition::refuse_same_names;
 use crate::files::{self, Format, option_key, option_text};
 use crate::{Answer, Error, Progress, Result, ScalarValue, Session};
 
@@ -50,6 +51,7 @@ impl Session {
             CopyToSource::Relation(name) => select_all(name)?,
         };
         let (input, state) = self.plan_query(&query, parameters).await?;
+        refuse_same_names(&input, &copy.target)?;
         let input = if format == Format::Csv { lists_as_text(input)? } else { input };
         let mut options = HashMap::new();
         for (key, value) in &copy.options {

@@ -1,11 +1,11 @@
 //! CREATE and DROP of schemas, tables and views. A clause that is not carried out is refused, by comparing the
 //! statement with one that has only the clauses that are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Field, SchemaRef};
-use datafusion::logical_expr::ExprSchemable;
+use datafusion::logical_expr::{ExprSchemable, LogicalPlan};
 use datafusion::sql::parser::CreateExternalTable;
 use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
 use datafusion::sql::sqlparser::ast::{
@@ -34,6 +34,21 @@ pub(crate) fn own_name(name: &ObjectName) -> Result<TableName> {
     let name = RelationName::of_sql(name)?;
     refuse_reserved(&name.schema)?;
     Ok(TableName::new(&name.schema, &name.table))
+}
+
+/// An answer may have two columns of one name; what is read by name may not.
+///
+/// # Errors
+/// Two columns of one name.
+pub(crate) fn refuse_same_names(plan: &LogicalPlan, what: &str) -> Result<()> {
+    let mut names = BTreeSet::new();
+    match plan.schema().fields().iter().find(|field| !names.insert(field.name())) {
+        Some(field) => Err(Error::invalid(format!(
+            "two columns of {what} would be called \"{0}\"; give one of them another name: SELECT … AS {0}_2",
+            field.name()
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn refuse_reserved(schema: &str) -> Result<()> {
@@ -224,6 +239,7 @@ impl Session {
             return Ok(Answer::done("CREATE TABLE"));
         }
         let (plan, state) = self.plan_query(query, parameters).await?;
+        refuse_same_names(&plan, &format!("table \"{name}\""))?;
         let physical = state.create_physical_plan(&plan).await?;
         let source = || {
             let plan = std::sync::Arc::clone(&physical);
@@ -276,17 +292,17 @@ impl Session {
             return Err(Error::invalid(format!("view \"{name}\" names itself")));
         }
         // Planned now, so that a view that cannot be read is not made.
-        self.execute_plan_only(&sql).await?;
+        refuse_same_names(&self.execute_plan_only(&sql).await?, &format!("view \"{name}\""))?;
         let view = ViewEntry { sql, created_at_us: now_us() };
         self.engine().database().create_view(&name, view, mode(create.or_replace, create.if_not_exists)?).await?;
         Ok(Answer::done("CREATE VIEW"))
     }
 
-    async fn execute_plan_only(&self, sql: &str) -> Result<()> {
+    async fn execute_plan_only(&self, sql: &str) -> Result<LogicalPlan> {
         let mut statements = planner::statement::parse(sql)?;
         match statements.pop().map(|statement| statement.kind) {
             Some(planner::statement::StatementKind::Sql(statement)) => match *statement {
-                ast::Statement::Query(query) => self.plan_query(&query, &[]).await.map(|_| ()),
+                ast::Statement::Query(query) => self.plan_query(&query, &[]).await.map(|(plan, _)| plan),
                 other => Err(Error::invalid(format!("{other} is no query"))),
             },
             _ => Err(Error::invalid(format!("{sql} is no query"))),

@@ -206,6 +206,7 @@ impl Engine {
         options.sql_parser.map_string_types_to_utf8view = false;
         options.execution.parquet.schema_force_view_types = false;
         options.execution.listing_table_ignore_subdirectory = false;
+        options.execution.time_zone = Some(planner::sql_type::ZONE.to_owned());
         let builder = SessionStateBuilder::new().with_config(config).with_runtime_env(Arc::clone(&self.inner.runtime));
         planner::install(builder)
             .with_query_planner(Arc::new(SagittaPlanner))

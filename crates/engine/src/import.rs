@@ -18,7 +18,7 @@ use storage::{CreateMode, Relation, Role};
 
 use crate::definition::own_name;
 use crate::files::{self, Format};
-use crate::insert::{by_name, run_insert, scan_of, to_table};
+use crate::insert::{by_name, refuse_unfilled, run_insert, scan_of, to_table};
 use crate::resolver::StatementTables;
 use crate::vectorize::{FloatLists, written};
 use crate::{Error, ErrorKind, Progress, Result, Session};
@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// A state whose plans have one partition: rows are stored in the order of the files.
-    fn in_order(&self) -> Arc<SessionState> {
+    pub(crate) fn in_order(&self) -> Arc<SessionState> {
         let mut state = self.state();
         Arc::make_mut(&mut state).config_mut().options_mut().execution.target_partitions = 1;
         state
@@ -157,6 +157,7 @@ impl Session {
             (true, ..) => by_name(&own, name, &fields)?,
             (false, ..) => by_name(columns, name, &fields)?,
         };
+        refuse_unfilled(&targets, name, &fields, &entry)?;
         let input = to_table(plan, &targets, &fields, &entry, &tables)?;
         let target = datafusion::datasource::provider_as_source(table);
         let reference = datafusion::common::TableReference::partial(name.schema.clone(), name.table.clone());

@@ -12,9 +12,10 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
 use datafusion::physical_plan::collect;
-use datafusion::sql::sqlparser::ast::{self, Insert, Query, SelectItem, SetExpr, TableObject};
+use datafusion::sql::sqlparser::ast::{self, Insert, Query, SetExpr, TableObject};
 use futures::FutureExt;
 use planner::resolve::{RelationName, Resolved, SCHEMA, TableResolver, nearest};
+use planner::sql_type::{sql_time_type, sql_type_name};
 use planner::statement::StatementKind;
 use planner::vector_type::{Element, VectorType};
 use planner::{Planner, convert_to};
@@ -69,7 +70,7 @@ impl Session {
             .map_err(datafusion::error::DataFusionError::from)?;
         let rows: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows]])?);
         let written = retried(&name, || async {
-            let state = self.state();
+            let state = self.in_order();
             let tables = StatementTables::new(self.clone(), state.clone());
             tables.pin(RelationName { schema: SCHEMA.into(), table: EACH.into() }, Arc::clone(&rows)).await;
             let plan = self.plan_insert_from(&insert, &[], &state, &tables).await?;
@@ -84,7 +85,9 @@ impl Session {
         insert: &Insert,
         parameters: &[ScalarValue],
     ) -> Result<(LogicalPlan, Arc<SessionState>)> {
-        let state = self.state();
+        let is_values = insert.source.as_ref().is_none_or(|source| matches!(*source.body, SetExpr::Values(_)));
+        // In order, so that an error names a row.
+        let state = if is_values { self.in_order() } else { self.state() };
         let tables = StatementTables::new(self.clone(), state.clone());
         let plan = self.plan_insert_from(insert, parameters, &state, &tables).await?;
         Ok((plan, state))
@@ -281,18 +284,12 @@ pub(crate) fn no_column(name: &RelationName, column: &str, fields: &[FieldRef]) 
     Error { hint, ..Error::new(ErrorKind::NotFound, format!("there is no column \"{column}\" in table {name}")) }
 }
 
-/// The query with each DEFAULT in VALUES replaced by the default of its column, and each value of a vector column
-/// cast by itself: one row may say `'[1, 0]'` and the next `ARRAY[0, 1]`.
+/// The query with each DEFAULT in VALUES replaced by the default of its column, and each value of a column of vectors or
+/// times cast by itself: one row may say `'[1, 0]'` and the next `ARRAY[0, 1]`, one `now()` and the next `'9999-12-31'`.
 fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: &TableEntry) -> Result<Query> {
     let mut query = source.clone();
     let values = match query.body.as_mut() {
         SetExpr::Values(values) => values,
-        SetExpr::Select(select) => {
-            if query.order_by.is_none() {
-                name_columns(&mut select.projection);
-            }
-            return Ok(query);
-        }
         _ => return Ok(query),
     };
     for row in &mut values.rows {
@@ -306,28 +303,18 @@ fn with_defaults(source: &Query, targets: &[usize], fields: &[FieldRef], entry: 
                     None => ast::Expr::Value(ast::Value::Null.into()),
                 };
             }
-            if let Some(vector) = VectorType::of_field(&fields[*at]) {
+            let field = &fields[*at];
+            let data_type = match VectorType::of_field(field) {
+                Some(vector) => Some(sql_vector_type(vector)),
+                None => sql_time_type(field.data_type()),
+            };
+            if let Some(data_type) = data_type {
                 let value_of = std::mem::replace(value, ast::Expr::Value(ast::Value::Null.into()));
-                *value = cast_to(value_of, vector);
+                *value = cast_to(value_of, data_type);
             }
         }
     }
     Ok(query)
-}
-
-/// Gives the columns of a SELECT names of their own where two have the same: they are filled by position.
-fn name_columns(items: &mut [SelectItem]) {
-    let texts: Vec<String> = items.iter().map(ToString::to_string).collect();
-    let twice = texts.iter().enumerate().any(|(at, text)| texts[..at].contains(text));
-    if !twice || items.iter().any(|item| !matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. }))
-    {
-        return;
-    }
-    for (at, item) in items.iter_mut().enumerate() {
-        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-            *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: ast::Ident::new(format!("column{at}")) };
-        }
-    }
 }
 
 /// The word DEFAULT in place of a value.
@@ -335,12 +322,15 @@ pub(crate) fn is_default(value: &ast::Expr) -> bool {
     matches!(value, ast::Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"))
 }
 
-fn cast_to(value: ast::Expr, vector: VectorType) -> ast::Expr {
+fn sql_vector_type(vector: VectorType) -> ast::DataType {
     let (name, arguments) = match vector.element {
         Element::Bit => ("BITVECTOR", vec![vector.dim.to_string()]),
         element => ("VECTOR", vec![vector.dim.to_string(), element.name().to_owned()]),
     };
-    let data_type = ast::DataType::Custom(ast::ObjectName::from(vec![ast::Ident::new(name)]), arguments);
+    ast::DataType::Custom(ast::ObjectName::from(vec![ast::Ident::new(name)]), arguments)
+}
+
+fn cast_to(value: ast::Expr, data_type: ast::DataType) -> ast::Expr {
     ast::Expr::Cast { kind: ast::CastKind::Cast, expr: Box::new(value), data_type, array: false, format: None }
 }
 
@@ -394,13 +384,60 @@ fn default_value(default: Expr, field: &FieldRef) -> datafusion::error::Result<E
 }
 
 /// The columns of a plan by name: where each column of the table comes from.
+///
+/// # Errors
+/// Columns that the table does not have.
 pub(crate) fn by_name(names: &[String], name: &RelationName, fields: &[FieldRef]) -> Result<Vec<usize>> {
     let find = |column: &String| {
         let at = fields.iter().position(|field| field.name() == column);
         at.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(column)))
-            .ok_or_else(|| no_column(name, column, fields))
     };
-    names.iter().map(find).collect()
+    let found: Vec<Option<usize>> = names.iter().map(find).collect();
+    let unknown: Vec<String> =
+        names.iter().zip(&found).filter(|(_, at)| at.is_none()).map(|(column, _)| format!("\"{column}\"")).collect();
+    if !unknown.is_empty() {
+        let (noun, own) = (if unknown.len() == 1 { "column" } else { "columns" }, column_list(fields));
+        let message = format!("table {name} has no {noun} {}; it has {own}", unknown.join(", "));
+        let nearest = nearest(unknown[0].trim_matches('"'), fields.iter().map(|field| field.name().as_str()));
+        let hint = nearest.map(|meant| format!("did you mean \"{meant}\"?"));
+        return Err(Error { hint, ..Error::invalid(message) });
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// # Errors
+/// Columns that are NOT NULL, have no default, and are not among those that are filled: no row would fit.
+pub(crate) fn refuse_unfilled(
+    targets: &[usize],
+    name: &RelationName,
+    fields: &[FieldRef],
+    entry: &TableEntry,
+) -> Result<()> {
+    let is_unfilled = |(at, field): &(usize, &FieldRef)| {
+        !field.is_nullable() && !targets.contains(at) && !entry.defaults.contains_key(field.name())
+    };
+    let unfilled: Vec<String> =
+        fields.iter().enumerate().filter(is_unfilled).map(|(_, field)| format!("\"{}\"", field.name())).collect();
+    if unfilled.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the rows have no {}, which table {name} needs: NOT NULL, and without a default; it has {}",
+        unfilled.join(", "),
+        column_list(fields)
+    )))
+}
+
+/// The columns of a table with their types.
+fn column_list(fields: &[FieldRef]) -> String {
+    let columns: Vec<String> = fields
+        .iter()
+        .map(|field| {
+            let not_null = if field.is_nullable() { "" } else { " NOT NULL" };
+            format!("{} {}{not_null}", field.name(), sql_type_name(field))
+        })
+        .collect();
+    columns.join(", ")
 }
 
 /// A plan over rows that come from elsewhere than SQL.

@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::ast::{
     self, ColumnOption, CreateTable, Ident, OrderByOptions, PrimaryKeyConstraint, TableConstraint,
 };
 use planner::resolve::RelationName;
-use planner::vector_type::sql_type_name;
+use planner::sql_type::sql_type_name;
 
 use crate::change::folded;
 use crate::{Error, Result};

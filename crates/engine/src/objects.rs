@@ -111,7 +111,7 @@ impl Objects {
 
 /// The SQL name of a column's type, such as `BIGINT` or `VECTOR(384)`.
 pub fn sql_type_name(field: &arrow::datatypes::Field) -> String {
-    planner::vector_type::sql_type_name(field)
+    planner::sql_type::sql_type_name(field)
 }
 
 /// The catalog that every table is in.

@@ -16,6 +16,7 @@ use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use operators::insert::{Source, checked};
 use planner::vector_type::{DIM_MAX, Element, VectorType};
 use planner::vectors::VectorArray;
 use storage::{CreateMode, Progress, Retention, TableDefinition, TableName};
@@ -55,7 +56,8 @@ impl Session {
                     retention,
                     now_us: crate::definition::now_us(),
                 };
-                let rows = operators::insert::checked(rows, Arc::new(Schema::clone(&schema)));
+                let source = Source { table: name.to_string(), rows_before: None };
+                let rows = checked(rows, Arc::new(Schema::clone(&schema)), source);
                 Ok(self.engine().database().create_table_from(name, definition, mode, rows, progress).await?)
             }
             .boxed()

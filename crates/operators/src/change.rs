@@ -23,7 +23,7 @@ use datafusion::physical_plan::{
 use futures::StreamExt;
 use planner::change::{Action, COUNT, ChangeSink};
 
-use crate::insert::check;
+use crate::insert::{Source, check};
 use crate::row_buffer::RowBuffer;
 
 /// The columns in front of the table's own: the action and the row's address.
@@ -158,7 +158,8 @@ impl ExecutionPlan for ChangeExec {
             return internal_err!("a change has one partition, not {partition}");
         }
         let mut input = self.input.execute(0, Arc::clone(&context))?;
-        let mut gather = Gather::new(&self.sink.options, &input.schema(), &context, &self.metrics)?;
+        let source = Source { table: self.table.clone(), rows_before: None };
+        let mut gather = Gather::new(&self.sink.options, source, &input.schema(), &context, &self.metrics)?;
         let (sink, schema) = (Arc::clone(&self.sink), self.schema());
         let answer = Arc::clone(&schema);
         let batches = futures::stream::once(async move {
@@ -181,6 +182,7 @@ impl ExecutionPlan for ChangeExec {
 /// A change that is being gathered.
 struct Gather {
     options: GatherOptions,
+    source: Source,
     deleted: Vec<u64>,
     seen: HashSet<u64>,
     addresses: MemoryReservation,
@@ -199,6 +201,7 @@ struct Returned {
 impl Gather {
     fn new(
         options: &GatherOptions,
+        source: Source,
         input: &SchemaRef,
         context: &TaskContext,
         metrics: &ExecutionPlanMetricsSet,
@@ -217,6 +220,7 @@ impl Gather {
         let buffer = |schema: &SchemaRef| RowBuffer::new("ChangeExec", Arc::clone(schema), context, metrics);
         Ok(Self {
             options: options.clone(),
+            source,
             deleted: vec![],
             seen: HashSet::new(),
             addresses: register("rows that go"),
@@ -279,7 +283,7 @@ impl Gather {
         let (Some(inserted), Some(schema)) = (&mut self.inserted, &self.options.new_rows) else { return Ok(()) };
         let columns: Vec<usize> = (LEADING_COLUMNS..LEADING_COLUMNS + schema.fields().len()).collect();
         let new = filter_record_batch(&batch.project(&columns)?, &BooleanArray::from(comes))?;
-        inserted.push(check(&new, schema)?)
+        inserted.push(check(&new, schema, &self.source)?)
     }
 
     fn keep_returned(&mut self, batch: &RecordBatch, counts: Vec<bool>) -> Result<()> {

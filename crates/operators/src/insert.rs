@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::common::exec_err;
 use datafusion::datasource::sink::DataSink;
@@ -23,12 +23,15 @@ use crate::table::WriteTarget;
 pub struct AppendSink {
     target: WriteTarget,
     schema: SchemaRef,
+    taken: SchemaRef,
 }
 
 impl AppendSink {
     /// A sink for rows of the table's schema.
     pub fn new(target: WriteTarget, schema: SchemaRef) -> Self {
-        Self { target, schema }
+        let nullable = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+        let taken = Arc::new(Schema::new_with_metadata(nullable.collect::<Vec<_>>(), schema.metadata().clone()));
+        Self { target, schema, taken }
     }
 }
 
@@ -46,31 +49,53 @@ impl DisplayAs for AppendSink {
 
 #[async_trait]
 impl DataSink for AppendSink {
+    /// Every column may be NULL here: the sink looks itself, and knows the names.
     fn schema(&self) -> &SchemaRef {
-        &self.schema
+        &self.taken
     }
 
-    async fn write_all(&self, rows: SendableRecordBatchStream, _: &Arc<TaskContext>) -> Result<u64> {
-        let rows = checked(rows, Arc::clone(&self.schema));
+    async fn write_all(&self, rows: SendableRecordBatchStream, context: &Arc<TaskContext>) -> Result<u64> {
+        // Several partitions give their rows in any order.
+        let is_in_order = context.session_config().target_partitions() == 1;
+        let source = Source { table: self.target.name.to_string(), rows_before: is_in_order.then_some(0) };
+        let rows = checked(rows, Arc::clone(&self.schema), source);
         self.target.database.append(&self.target.name, &self.target.entry, rows, None).await.map_err(external)
     }
 }
 
+/// What errors say about rows that are checked.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The table that they go to.
+    pub table: String,
+    /// How many rows came before; `None` if they come in no order.
+    pub rows_before: Option<usize>,
+}
+
 /// The same rows under the table's schema; the stream ends with an error at a NULL in a NOT NULL column and at a
 /// vector that holds NaN, infinity or a NULL element. Nothing is committed then.
-pub fn checked(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRecordBatchStream {
+pub fn checked(rows: SendableRecordBatchStream, schema: SchemaRef, mut source: Source) -> SendableRecordBatchStream {
     let table = Arc::clone(&schema);
-    let rows = rows.map(move |batch| check(&batch?, &table));
+    let rows = rows.map(move |batch| {
+        let batch = check(&batch?, &table, &source)?;
+        source.rows_before = source.rows_before.map(|rows| rows + batch.num_rows());
+        Ok(batch)
+    });
     Box::pin(RecordBatchStreamAdapter::new(schema, rows))
 }
 
 /// One batch as [`checked`] passes it on.
-pub(crate) fn check(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+pub(crate) fn check(batch: &RecordBatch, schema: &SchemaRef, source: &Source) -> Result<RecordBatch> {
     for (column, field) in batch.columns().iter().zip(schema.fields()) {
-        if !field.is_nullable() && column.logical_null_count() > 0 {
+        if !field.is_nullable()
+            && let Some(nulls) = column.logical_nulls()
+            && let Some(at) = (0..nulls.len()).find(|at| nulls.is_null(*at))
+        {
+            let row = source.rows_before.map_or("a row".to_owned(), |before| format!("row {}", before + at + 1));
             return exec_err!(
-                "column {} is NOT NULL, but a row has no value for it; nothing was written",
-                field.name()
+                "column {} of table {} is NOT NULL, but {row} has no value for it; nothing was written",
+                field.name(),
+                source.table
             );
         }
         let Some(vector) = VectorType::of_field(field) else { continue };

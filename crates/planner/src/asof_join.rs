@@ -28,6 +28,7 @@ use datafusion::logical_expr::{
 use datafusion::sql::sqlparser::ast::{Join, JoinConstraint, JoinOperator, ObjectName, TableFactor, TableWithJoins};
 
 use crate::rewrite::unsupported;
+use crate::rules::exact_times::comparable;
 
 const USAGE: &str = "write FROM a ASOF JOIN b MATCH_CONDITION (a.ts >= b.ts) [ON a.key = b.key]";
 
@@ -174,6 +175,9 @@ impl Sides<'_> {
         };
         let (left, right) = (left.as_ref().clone(), right.as_ref().clone());
         let types = (left.get_type(self.left)?, right.get_type(self.right)?);
+        if let Some((left, right)) = comparable((&left, &types.0), (&right, &types.1)) {
+            return Ok(Comparison { left, op, right });
+        }
         let Some(common) = comparison_coercion(&types.0, &types.1) else {
             return plan_err!("{left} and {right} cannot be compared; cast one of them");
         };

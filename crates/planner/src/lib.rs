@@ -13,14 +13,17 @@ pub mod do_nothing;
 pub mod duration;
 pub mod fetch_rows;
 pub mod functions;
+mod patterns;
 pub mod pin;
 pub mod relation;
 mod reset_options;
 pub mod resolve;
 pub mod rewrite;
 pub mod rules;
+mod same_names;
 pub mod settings;
 pub mod sql_text;
+pub mod sql_type;
 pub mod statement;
 pub mod time_statement;
 pub mod tokens;
@@ -40,12 +43,15 @@ use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableSource};
+use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
+use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
 use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{self, ObjectName};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use as_of::AsOf;
+use functions::cast_time::{Misfit, cast_time};
 use pin::{Pin, Scope};
 use resolve::{Context, RelationName, Resolved, TableResolver};
 use statement::StatementKind;
@@ -67,11 +73,19 @@ pub fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
         vec![Arc::new(vector_operators::VectorOperators)];
     planners.extend(state.expr_planners().take().unwrap_or_default());
     let mut rules = rules::where_it_applies::rules();
+    let constants = rules.iter().position(|rule| rule.name() == "simplify_expressions").map_or(0, |at| at + 1);
+    rules.insert(constants, Arc::new(rules::plain_instants::PlainInstants));
     rules.push(Arc::new(rules::fetch_less::FetchLess));
     state
         .with_expr_planners(planners)
         .with_relation_planners(vec![Arc::new(relation::Relations)])
-        .with_analyzer_rule(Arc::new(rules::find_search::FindSearch))
+        .with_analyzer_rules(vec![
+            Arc::new(ResolveGroupingFunction::new()),
+            Arc::new(rules::exact_times::ExactTimes),
+            Arc::new(TypeCoercion::new()),
+            Arc::new(rules::time_casts::TimeCasts),
+            Arc::new(rules::find_search::FindSearch),
+        ])
         .with_optimizer_rules(rules)
 }
 
@@ -100,7 +114,7 @@ impl Planner<'_> {
     /// parameter of a moment, which cannot stay in the plan.
     pub async fn query(&self, query: ast::Query, parameters: &[ScalarValue]) -> Result<LogicalPlan> {
         let scope = Scope { parameters: parameters.to_vec(), ..Scope::default() };
-        let plan = self.plan(ast::Statement::Query(Box::new(query)), scope).await?;
+        let plan = self.answer(query, scope).await?;
         if parameters.is_empty() {
             return Ok(plan);
         }
@@ -118,7 +132,7 @@ impl Planner<'_> {
         parameters: &[ScalarValue],
     ) -> Result<LogicalPlan> {
         let scope = Scope { parameters: parameters.to_vec(), ..Scope::default() };
-        self.plan(ast::Statement::Query(Box::new(query)), scope).await
+        self.answer(query, scope).await
     }
 
     /// Plans a query whose parameters have no values yet, to see whether its names exist. Tables whose moment is a
@@ -128,7 +142,7 @@ impl Planner<'_> {
     /// As [`Planner::query`], parameters aside.
     pub async fn check(&self, query: ast::Query) -> Result<LogicalPlan> {
         let scope = Scope { is_check: true, ..Scope::default() };
-        self.plan(ast::Statement::Query(Box::new(query)), scope).await
+        self.answer(query, scope).await
     }
 
     /// The columns of a CREATE TABLE: types, vector types among them, and NOT NULL.
@@ -170,6 +184,18 @@ impl Planner<'_> {
         let planner = SqlToRel::new_with_options(&context, parser_options());
         let empty = datafusion::common::DFSchema::empty();
         planner.sql_to_expr(expr, &empty, &mut PlannerContext::new())
+    }
+
+    /// The plan of a query whose columns are an answer: several may have one name.
+    async fn answer(&self, mut query: ast::Query, scope: Scope) -> Result<LogicalPlan> {
+        let error = match self.plan(ast::Statement::Query(Box::new(query.clone())), scope.clone()).await {
+            Err(error) if same_names::is_cause(&error) => error,
+            plan => return plan,
+        };
+        if !same_names::set_apart(&mut query)? {
+            return Err(error);
+        }
+        same_names::restored(self.plan(ast::Statement::Query(Box::new(query)), scope).await?)
     }
 
     fn plan(&self, mut statement: ast::Statement, scope: Scope) -> BoxFuture<'_, Result<LogicalPlan>> {
@@ -267,14 +293,15 @@ impl Planner<'_> {
     }
 }
 
-/// A value of one type brought to a column's type: vectors through [`functions::convert::to_vector`], the rest by CAST.
+/// A value of one type brought to a column's type: vectors through [`functions::convert::to_vector`], timestamps through
+/// [`functions::cast_time::cast_time`], the rest by CAST.
 ///
 /// # Errors
 /// A type that no cast brings to the column's.
 pub fn convert_to(value: Expr, data_type: &DataType, field: &Field) -> Result<Expr> {
     if let Some(vector) = vector_type::VectorType::of_field(field) {
         if !vectors::may_be_vector(data_type) {
-            let own = vector_type::sql_type_name(&Field::new("", data_type.clone(), true));
+            let own = sql_type::name_of(data_type);
             return plan_err!("column {} is a {vector}, which a value of type {own} does not fit", field.name());
         }
         return Ok(functions::convert::to_vector(value, vector));
@@ -283,12 +310,15 @@ pub fn convert_to(value: Expr, data_type: &DataType, field: &Field) -> Result<Ex
         return Ok(value);
     }
     if !arrow::compute::can_cast_types(data_type, field.data_type()) {
-        let own = vector_type::sql_type_name(&Field::new("", data_type.clone(), true));
+        let own = sql_type::name_of(data_type);
         return plan_err!(
             "column {} is a {}, which a value of type {own} does not fit",
             field.name(),
-            vector_type::sql_type_name(field)
+            sql_type::sql_type_name(field)
         );
     }
-    Ok(datafusion::logical_expr::cast(value, field.data_type().clone()))
+    match cast_time(&value, data_type, field.data_type(), Misfit::Error) {
+        Some(value) => Ok(value),
+        None => Ok(datafusion::logical_expr::cast(value, field.data_type().clone())),
+    }
 }

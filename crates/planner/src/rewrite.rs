@@ -1,5 +1,5 @@
-//! The pass over the parsed statement before planning: casts to vectors become function calls, FETCH FIRST
-//! becomes LIMIT, ASOF joins get their parentheses, and clauses that the planner would silently drop are refused.
+//! The pass over the parsed statement before planning: casts to vectors become function calls, literals of times get the
+//! digits that they have, patterns one escape character, FETCH FIRST becomes LIMIT, ASOF joins get their parentheses, and clauses that the planner would silently drop are refused.
 
 use std::ops::ControlFlow;
 
@@ -11,6 +11,8 @@ use datafusion::sql::sqlparser::ast::{
 
 use crate::asof_join;
 use crate::functions::convert::TO_VECTOR;
+use crate::patterns::rewrite_pattern;
+use crate::sql_type::with_digits_of;
 use crate::vector_type::VectorType;
 
 /// Rewrites a query, statement or expression in place.
@@ -132,6 +134,15 @@ fn check_select(select: &Select) -> Result<()> {
 
 fn rewrite_expr(expr: &mut Expr) -> Result<()> {
     let (value, data_type, kind) = match expr {
+        Expr::Like { .. } | Expr::ILike { .. } | Expr::SimilarTo { .. } => return rewrite_pattern(expr),
+        Expr::TypedString(literal) => {
+            if let Value::SingleQuotedString(text) = &literal.value.value
+                && let Some(finer) = with_digits_of(&literal.data_type, text)
+            {
+                literal.data_type = finer;
+            }
+            return Ok(());
+        }
         Expr::Cast { expr, data_type, kind, format: None, .. } => (expr, data_type, kind.clone()),
         _ => return Ok(()),
     };

@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
+use arrow::datatypes::{DataType, Field};
 use datafusion::common::{plan_datafusion_err, plan_err};
 use datafusion::error::Result;
 use datafusion::sql::sqlparser::ast;
@@ -169,77 +168,6 @@ impl Element {
                 );
             }
         })
-    }
-}
-
-/// The SQL name of a column's type, as DESCRIBE and `information_schema.columns` show it.
-pub fn sql_type_name(field: &Field) -> String {
-    if let Some(vector) = VectorType::of_field(field) {
-        return vector.to_string();
-    }
-    match field.data_type() {
-        DataType::Boolean => "BOOLEAN".into(),
-        DataType::Int8 => "TINYINT".into(),
-        DataType::Int16 => "SMALLINT".into(),
-        DataType::Int32 => "INTEGER".into(),
-        DataType::Int64 => "BIGINT".into(),
-        DataType::UInt8 => "TINYINT UNSIGNED".into(),
-        DataType::UInt16 => "SMALLINT UNSIGNED".into(),
-        DataType::UInt32 => "INTEGER UNSIGNED".into(),
-        DataType::UInt64 => "BIGINT UNSIGNED".into(),
-        DataType::Float16 => "FLOAT16".into(),
-        DataType::Float32 => "REAL".into(),
-        DataType::Float64 => "DOUBLE".into(),
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "TEXT".into(),
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
-            "BYTEA".into()
-        }
-        DataType::Date32 | DataType::Date64 => "DATE".into(),
-        DataType::Time32(_) | DataType::Time64(_) => "TIME".into(),
-        DataType::Timestamp(unit, None) => format!("TIMESTAMP({})", digits(unit)),
-        DataType::Timestamp(unit, Some(_)) => format!("TIMESTAMP({}) WITH TIME ZONE", digits(unit)),
-        DataType::Interval(_) | DataType::Duration(_) => "INTERVAL".into(),
-        DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) => {
-            format!("DECIMAL({precision}, {scale})")
-        }
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-            format!("{}[]", sql_type_name(item))
-        }
-        DataType::Struct(fields) => {
-            let fields: Vec<String> =
-                fields.iter().map(|field| format!("{} {}", field.name(), sql_type_name(field))).collect();
-            format!("STRUCT({})", fields.join(", "))
-        }
-        DataType::Dictionary(_, value) => sql_type_name(&Field::new("", value.as_ref().clone(), true)),
-        other => other.to_string().to_uppercase(),
-    }
-}
-
-fn digits(unit: &TimeUnit) -> u8 {
-    match unit {
-        TimeUnit::Second => 0,
-        TimeUnit::Millisecond => 3,
-        TimeUnit::Microsecond => 6,
-        TimeUnit::Nanosecond => 9,
-    }
-}
-
-/// Gives DataFusion's type conversion the vector types, `VECTOR(d)[]` among them.
-#[derive(Debug)]
-pub struct VectorTypes;
-
-impl datafusion::logical_expr::planner::TypePlanner for VectorTypes {
-    fn plan_type_field(&self, sql: &ast::DataType) -> Result<Option<FieldRef>> {
-        if let Some(vector) = VectorType::of_sql(sql)? {
-            return Ok(Some(Arc::new(vector.field("", true))));
-        }
-        if let ast::DataType::Array(ast::ArrayElemTypeDef::SquareBracket(item, None)) = sql
-            && let Some(vector) = VectorType::of_sql(item)?
-        {
-            let list = DataType::List(Arc::new(vector.field("item", true)));
-            return Ok(Some(Arc::new(Field::new("", list, true))));
-        }
-        Ok(None)
     }
 }
 

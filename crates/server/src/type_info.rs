@@ -53,7 +53,13 @@ fn all() -> Vec<XdbcTypeInfo> {
         },
         moment("DATE", XdbcDataType::XdbcDate, 10, XdbcDatetimeSubcode::XdbcSubcodeYear),
         moment("TIME", XdbcDataType::XdbcTime, 15, XdbcDatetimeSubcode::XdbcSubcodeTime),
-        moment("TIMESTAMP", XdbcDataType::XdbcTimestamp, 29, XdbcDatetimeSubcode::XdbcSubcodeTimestamp),
+        moment("TIMESTAMP", XdbcDataType::XdbcTimestamp, 26, XdbcDatetimeSubcode::XdbcSubcodeTimestamp),
+        moment(
+            "TIMESTAMP WITH TIME ZONE",
+            XdbcDataType::XdbcTimestamp,
+            32,
+            XdbcDatetimeSubcode::XdbcSubcodeTimestampWithTimezone,
+        ),
     ];
     // No client of ODBC has vectors: they come as lists, and are written as text.
     for name in ["VECTOR", "HALFVEC", "BITVECTOR"] {

@@ -50,7 +50,7 @@ fn is_predicate(expr: &Expr, schema: &Schema, depth: usize) -> bool {
         }
         Expr::Like(Like { expr, pattern, escape_char: None, case_insensitive: false, .. }) => {
             matches!(expr.as_ref(), Expr::Column(_))
-                && matches!(pattern.as_ref(), Expr::Literal(..))
+                && matches!(pattern.as_ref(), Expr::Literal(value, _) if !has_escape(value))
                 && same_type(&[expr, pattern], schema)
                 && matches!(value_type(expr, schema), Some(DataType::Utf8 | DataType::LargeUtf8))
         }
@@ -59,6 +59,11 @@ fn is_predicate(expr: &Expr, schema: &Schema, depth: usize) -> bool {
         Expr::Literal(ScalarValue::Boolean(_), _) => true,
         _ => false,
     }
+}
+
+/// A backslash in a pattern takes the meaning from the sign behind it; what an index of Lance makes of it is not proven.
+fn has_escape(pattern: &ScalarValue) -> bool {
+    pattern.try_as_str().flatten().is_none_or(|pattern| pattern.contains('\\'))
 }
 
 fn is_comparison(op: Operator) -> bool {

@@ -28,7 +28,6 @@ VALUES_MAX = 10_000
 COMPARISONS = ("=", "<>", "<", "<=", ">", ">=")
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "<>": "<>"}
 _INTEGER = range(-(2**63), 2**63)
-_YEARS = range(1700, 2200)  # A timestamp of the server counts nanoseconds in 64 bits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +120,9 @@ def _fits(kind: pa.DataType, value: Any) -> bool:
     if _is_text(kind):
         return isinstance(value, str) and "\0" not in value
     if pa.types.is_date32(kind):
-        return isinstance(value, datetime.date) and not isinstance(value, datetime.datetime) and value.year in _YEARS
+        return isinstance(value, datetime.date) and not isinstance(value, datetime.datetime)
     if pa.types.is_timestamp(kind):
-        is_plain = kind.tz is None and isinstance(value, datetime.datetime) and value.tzinfo is None
-        return is_plain and value.year in _YEARS
+        return kind.tz is None and isinstance(value, datetime.datetime) and value.tzinfo is None
     return False
 
 

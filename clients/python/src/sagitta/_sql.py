@@ -98,7 +98,9 @@ def literal(value: Any) -> str:
     if isinstance(value, decimal.Decimal):
         return _decimal(value)
     if isinstance(value, datetime.datetime):
-        return f"TIMESTAMP {text(_utc(value).isoformat(sep=' '))}"
+        if value.tzinfo is not None:
+            return f"TIMESTAMPTZ {text(value.astimezone(datetime.timezone.utc).isoformat(sep=' '))}"
+        return f"TIMESTAMP {text(value.isoformat(sep=' '))}"
     if isinstance(value, datetime.date):
         return f"DATE {text(value.isoformat())}"
     raise TypeError(f"there is no SQL constant for {type(value).__name__}; pass it as a parameter: $1")
@@ -113,11 +115,6 @@ def _decimal(value: decimal.Decimal) -> str:
     if precision > 38:
         raise TypeError(f"{value} has {precision} digits, DECIMAL has at most 38; pass a float or text")
     return f"CAST('{value:f}' AS DECIMAL({precision}, {scale}))"
-
-
-def _utc(value: datetime.datetime) -> datetime.datetime:
-    """The moment without its zone: a timestamp without a zone is UTC."""
-    return value if value.tzinfo is None else value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
 
 
 def name_parts(table: str | Sequence[str], schema: str | None = None) -> tuple[str | None, str]:

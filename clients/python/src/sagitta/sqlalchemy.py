@@ -179,7 +179,6 @@ _NAMES: dict[str, Any] = {
     "TEXT": sa.TEXT,
     "BYTEA": sa.LargeBinary,
     "DATE": sa.DATE,
-    "TIME": sa.TIME,
     "INTERVAL": sa.Interval,
 }
 _SHAPES = (
@@ -187,8 +186,9 @@ _SHAPES = (
     (r"HALFVEC\((\d+)\)", lambda d: VECTOR(int(d), "FLOAT16")),
     (r"BITVECTOR\((\d+)\)", lambda d: BITVECTOR(int(d))),
     (r"DECIMAL\((\d+), (-?\d+)\)", lambda precision, scale: sa.NUMERIC(int(precision), int(scale))),
-    (r"TIMESTAMP\(\d\)()", lambda _: sa.TIMESTAMP()),
-    (r"TIMESTAMP\(\d\) WITH TIME ZONE()", lambda _: sa.TIMESTAMP(timezone=True)),
+    (r"TIME(?:\(\d\))?()", lambda _: sa.TIME()),
+    (r"TIMESTAMP(?:\(\d\))?()", lambda _: sa.TIMESTAMP()),
+    (r"TIMESTAMP(?:\(\d\))? WITH TIME ZONE()", lambda _: sa.TIMESTAMP(timezone=True)),
 )
 
 
@@ -238,7 +238,7 @@ class SagittaTypeCompiler(PGTypeCompiler):
 
     def visit_TIMESTAMP(self, type_, **_):
         """Microseconds, which is what Python's datetime counts."""
-        return "TIMESTAMP(6) WITH TIME ZONE" if type_.timezone else "TIMESTAMP(6)"
+        return "TIMESTAMP WITH TIME ZONE" if type_.timezone else "TIMESTAMP"
 
     def visit_TIME(self, type_, **_):
         """A time of day; a zone cannot be kept."""

@@ -67,8 +67,7 @@ impl ScalarUDFImpl for ToVector {
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         match types {
             [value, _, _] if !may_be_vector(value) => {
-                let field = arrow::datatypes::Field::new("", value.clone(), true);
-                plan_err!("a value of type {} cannot be cast to a vector", crate::vector_type::sql_type_name(&field))
+                plan_err!("a value of type {} cannot be cast to a vector", crate::sql_type::name_of(value))
             }
             [value, _, _] => Ok(vec![value.clone(), DataType::Utf8, DataType::Int64]),
             _ => plan_err!("to_vector takes 3 arguments, not {}", types.len()),

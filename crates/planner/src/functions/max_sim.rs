@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Builder};
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::DataType;
 use datafusion::common::{ScalarValue, exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
@@ -53,7 +53,7 @@ impl ScalarUDFImpl for MaxSim {
         match types.iter().find(|data_type| !is_vector_list(data_type)) {
             Some(wrong) => plan_err!(
                 "max_sim takes lists of vectors such as VECTOR(128)[] or [[0.1, 0.2], [0.3, 0.4]], but got {}",
-                crate::vector_type::sql_type_name(&Field::new("", wrong.clone(), true))
+                crate::sql_type::name_of(wrong)
             ),
             None => Ok(types.to_vec()),
         }

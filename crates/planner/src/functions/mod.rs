@@ -1,10 +1,13 @@
-//! The SQL functions over vectors, one file per kind. They hand their work to `kernels`.
+//! The SQL functions over vectors, one file per kind, which hand their work to `kernels`; and those over times.
 
 pub mod aggregate;
+pub mod cast_time;
 pub mod convert;
 pub mod distance;
 pub mod elementwise;
+pub mod instant;
 pub mod max_sim;
+mod now;
 
 use std::sync::Arc;
 
@@ -23,6 +26,7 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
     functions.extend(elementwise::functions());
     functions.extend(convert::functions());
     functions.push(Arc::new(ScalarUDF::from(max_sim::MaxSim::new())));
+    functions.push(now::function());
     functions
 }
 
@@ -35,10 +39,7 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
 fn check_vector_arguments(function: &str, types: &[DataType]) -> Result<()> {
     match types.iter().find(|data_type| !may_be_vector(data_type)) {
         Some(wrong) => {
-            plan_err!(
-                "{function} takes vectors, but got a value of type {}",
-                crate::vector_type::sql_type_name(&Field::new("", wrong.clone(), true))
-            )
+            plan_err!("{function} takes vectors, but got a value of type {}", crate::sql_type::name_of(wrong))
         }
         None => Ok(()),
     }
