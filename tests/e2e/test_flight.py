@@ -261,8 +261,8 @@ def test_an_ingest_that_fails_writes_nothing(adbc):
     ("rows", "message"),
     [
         ({"id": [1], "other": [1]}, r'no column "other"; it has id BIGINT NOT NULL, body TEXT'),
-        ({"body": ["x"]}, r'the rows have no "id", which table public.strict needs.*it has id BIGINT NOT NULL'),
-        ({"id": [1, None], "body": ["x", "y"]}, r"column id of table public.strict is NOT NULL, but row 2 has no value"),
+        ({"body": ["x"]}, r'the rows have no "id", which table strict needs.*it has id BIGINT NOT NULL'),
+        ({"id": [1, None], "body": ["x", "y"]}, r"column id of table strict is NOT NULL, but row 2 has no value"),
     ],
 )
 def test_rows_that_do_not_fit_are_the_callers_mistake(adbc, rows, message):

@@ -18,7 +18,7 @@ use planner::statement::{CopyFrom, StatementKind};
 
 use crate::definition::refuse_same_names;
 use crate::files::{self, Format, option_key, option_text};
-use crate::{Answer, Error, Progress, Result, ScalarValue, Session};
+use crate::{Answer, Error, ErrorKind, Progress, Result, ScalarValue, Session};
 
 impl Session {
     pub(crate) async fn copy_to(&self, copy: &CopyToStatement, parameters: &[ScalarValue]) -> Result<Answer> {
@@ -78,7 +78,7 @@ impl Session {
             .iter()
             .map(|ident| if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() })
             .collect();
-        let rows = self.append_from(&name, source, &columns, &Progress::default()).await?;
+        let rows = self.append_from(&name, source, &columns, ErrorKind::Invalid, &Progress::default()).await?;
         Ok(Answer::wrote("COPY", rows))
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn refuse_same_names(plan: &LogicalPlan, what: &str) -> Result<()> {
     let mut names = BTreeSet::new();
     match plan.schema().fields().iter().find(|field| !names.insert(field.name())) {
         Some(field) => Err(Error::invalid(format!(
-            "two columns of {what} would be called \"{0}\"; give one of them another name: SELECT … AS {0}_2",
+            "two columns of {what} would have the same name \"{0}\"; give one of them another: SELECT … AS {0}_2",
             field.name()
         ))),
         None => Ok(()),

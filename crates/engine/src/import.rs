@@ -109,8 +109,12 @@ impl Session {
         let state = self.in_order();
         let exists = matches!(self.catalog().await?.relation(&target), Some(Relation::Table(_)));
         let mode = match (mode, exists) {
-            (ImportMode::Append, _) | (ImportMode::CreateOrAppend, true) => {
-                return self.append_from(&relation, source, &[], &progress).await;
+            (ImportMode::Append, _) => {
+                return self.append_from(&relation, source, &[], ErrorKind::Invalid, &progress).await;
+            }
+            // The table that could be made is there already, and is another one.
+            (ImportMode::CreateOrAppend, true) => {
+                return self.append_from(&relation, source, &[], ErrorKind::AlreadyExists, &progress).await;
             }
             (ImportMode::Create | ImportMode::CreateOrAppend, _) => CreateMode::ErrorIfExists,
             (ImportMode::Replace, _) => CreateMode::OrReplace,
@@ -132,12 +136,13 @@ impl Session {
     }
 
     /// Adds the rows of files to a table. `columns`: the table's columns that the files' columns go to, in order;
-    /// by name if empty.
+    /// by name if empty. `misfit`: the kind of the error if the columns are not those of the table.
     pub(crate) async fn append_from(
         &self,
         name: &RelationName,
         source: Arc<dyn TableProvider>,
         columns: &[String],
+        misfit: ErrorKind,
         progress: &Progress,
     ) -> Result<u64> {
         let state = self.in_order();
@@ -151,13 +156,14 @@ impl Session {
         let own: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
         let vector_columns: Vec<usize> =
             (0..fields.len()).filter(|at| planner::vector_type::VectorType::of_field(&fields[*at]).is_some()).collect();
+        let misfits = |error: Error| Error { kind: misfit, ..error };
         let targets = match (columns.is_empty(), own.as_slice(), vector_columns.as_slice()) {
             // A matrix has no names: it is the vector column.
             (true, [_], [at]) if own[0] == "vector" && by_name(&own, name, &fields).is_err() => vec![*at],
-            (true, ..) => by_name(&own, name, &fields)?,
-            (false, ..) => by_name(columns, name, &fields)?,
+            (true, ..) => by_name(&own, name, &fields).map_err(misfits)?,
+            (false, ..) => by_name(columns, name, &fields).map_err(misfits)?,
         };
-        refuse_unfilled(&targets, name, &fields, &entry)?;
+        refuse_unfilled(&targets, name, &fields, &entry).map_err(misfits)?;
         let input = to_table(plan, &targets, &fields, &entry, &tables)?;
         let target = datafusion::datasource::provider_as_source(table);
         let reference = datafusion::common::TableReference::partial(name.schema.clone(), name.table.clone());

@@ -25,6 +25,7 @@ pub mod settings;
 pub mod sql_text;
 pub mod sql_type;
 pub mod statement;
+mod time_operators;
 pub mod time_statement;
 pub mod tokens;
 pub mod user_statement;
@@ -70,7 +71,7 @@ pub fn install(builder: SessionStateBuilder) -> SessionStateBuilder {
     }
     // Ours go first: the first planner that knows an operator wins.
     let mut planners: Vec<Arc<dyn datafusion::logical_expr::planner::ExprPlanner>> =
-        vec![Arc::new(vector_operators::VectorOperators)];
+        vec![Arc::new(vector_operators::VectorOperators), Arc::new(time_operators::TimeOperators)];
     planners.extend(state.expr_planners().take().unwrap_or_default());
     let mut rules = rules::where_it_applies::rules();
     let constants = rules.iter().position(|rule| rule.name() == "simplify_expressions").map_or(0, |at| at + 1);

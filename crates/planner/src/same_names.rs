@@ -63,30 +63,27 @@ fn set_apart_select(select: &mut Select, ordered: &[String]) -> Result<bool> {
         .projection
         .iter()
         .any(|item| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)));
-    let (mut seen, mut is_changed): (HashMap<String, (usize, String)>, bool) = (HashMap::new(), false);
+    let (mut seen, mut is_changed): (HashMap<String, String>, bool) = (HashMap::new(), false);
     for (at, item) in select.projection.iter_mut().enumerate() {
         let (expr, name) = match item {
             SelectItem::UnnamedExpr(expr) => (expr.clone(), simple_name(expr)),
             SelectItem::ExprWithAlias { expr, alias } => (expr.clone(), Some(folded(alias))),
             _ => continue,
         };
-        let key = name.clone().unwrap_or_else(|| expr.to_string());
-        let first = seen.get(&key).cloned();
-        let is_again = first.is_some();
-        if let Some((_, text)) = &first
-            && *text != expr.to_string()
-            && ordered.contains(&key)
-        {
+        let (text, is_named) = (expr.to_string(), name.is_some());
+        // DataFusion's names leave casts out; the text of an expression does not.
+        let name = name.unwrap_or_else(|| text.clone());
+        let first = seen.get(&name);
+        if first.is_some_and(|first| *first != text) && ordered.contains(&name) {
             return plan_err!(
-                "ORDER BY {key} names several columns of the answer; give one of them another name with AS"
+                "ORDER BY {name} names several columns of the answer; give one of them another name with AS"
             );
         }
         // Which columns a wildcard stands for is not known here: whatever is not needed by its name is set apart.
-        let is_apart = if has_wildcard { name.as_ref().is_some_and(|name| !ordered.contains(name)) } else { is_again };
-        seen.entry(key).or_insert((at, expr.to_string()));
+        let is_apart = first.is_some() || !is_named || (has_wildcard && !ordered.contains(&name));
+        seen.entry(name.clone()).or_insert(text);
         if is_apart {
-            let first = first.map_or(at, |(first, _)| first);
-            let alias = Ident::with_quote('"', format!("{}{MARK}{first}{MARK}{at}", name.unwrap_or_default()));
+            let alias = Ident::with_quote('"', format!("{name}{MARK}{at}"));
             *item = SelectItem::ExprWithAlias { expr, alias };
             is_changed = true;
         }
@@ -94,10 +91,12 @@ fn set_apart_select(select: &mut Select, ordered: &[String]) -> Result<bool> {
     Ok(is_changed)
 }
 
+/// The name of a column, cast or not.
 fn simple_name(expr: &ast::Expr) -> Option<String> {
     match expr {
         ast::Expr::Identifier(name) => Some(folded(name)),
         ast::Expr::CompoundIdentifier(parts) => parts.last().map(folded),
+        ast::Expr::Cast { expr, .. } | ast::Expr::Nested(expr) => simple_name(expr),
         _ => None,
     }
 }
@@ -109,15 +108,7 @@ fn folded(name: &Ident) -> String {
 /// The plan of a query that was set apart, its columns under their own names.
 pub(crate) fn restored(plan: LogicalPlan) -> Result<LogicalPlan> {
     let columns = plan.schema().columns();
-    let own = |name: &str| match name.split_once(MARK) {
-        // An expression without a name has that of the same expression before it.
-        Some(("", places)) => {
-            let first = places.split(MARK).next().and_then(|place| place.parse::<usize>().ok());
-            first.and_then(|first| columns.get(first)).map_or_else(|| name.to_owned(), |column| column.name.clone())
-        }
-        Some((own, _)) => own.to_owned(),
-        None => name.to_owned(),
-    };
+    let own = |name: &str| name.split_once(MARK).map_or(name, |(own, _)| own).to_owned();
     let names: Vec<String> = columns.iter().map(|column| own(&column.name)).collect();
     let outputs: Vec<Expr> = columns
         .iter()
