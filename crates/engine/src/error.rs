@@ -10,6 +10,9 @@ use planner::resolve::{NameError, nearest};
 use planner::tokens;
 use storage::StorageError;
 
+/// How DataFusion begins its error for a type that it does not have.
+const UNKNOWN_TYPE: &str = "Unsupported SQL type ";
+
 /// What the caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -155,6 +158,9 @@ fn of_text(error: &DataFusionError) -> Error {
     let message = match error {
         DataFusionError::ResourcesExhausted(_) => {
             format!("{message}; raise --memory-limit or let the statement touch fewer rows")
+        }
+        DataFusionError::NotImplemented(_) if message.starts_with(UNKNOWN_TYPE) => {
+            format!("the type {} is not supported", &message[UNKNOWN_TYPE.len()..])
         }
         DataFusionError::NotImplemented(_) if !message.contains("not") => format!("{message} is not supported"),
         _ => message,

@@ -13,6 +13,7 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, SendableRecordBatchStream};
 use futures::StreamExt;
+use planner::text_length;
 use planner::vector_type::VectorType;
 use planner::vectors::VectorArray;
 
@@ -72,8 +73,15 @@ pub struct Source {
     pub rows_before: Option<usize>,
 }
 
-/// The same rows under the table's schema; the stream ends with an error at a NULL in a NOT NULL column and at a
-/// vector that holds NaN, infinity or a NULL element. Nothing is committed then.
+impl Source {
+    /// The row at this place of a batch, counted from 0.
+    fn row(&self, at: usize) -> String {
+        self.rows_before.map_or("a row".to_owned(), |before| format!("row {}", before + at + 1))
+    }
+}
+
+/// The same rows under the table's schema; the stream ends with an error at a NULL in a NOT NULL column, at a text that is too
+/// long for its column, and at a vector that holds NaN, infinity or a NULL element. Nothing is committed then.
 pub fn checked(rows: SendableRecordBatchStream, schema: SchemaRef, mut source: Source) -> SendableRecordBatchStream {
     let table = Arc::clone(&schema);
     let rows = rows.map(move |batch| {
@@ -91,11 +99,21 @@ pub(crate) fn check(batch: &RecordBatch, schema: &SchemaRef, source: &Source) ->
             && let Some(nulls) = column.logical_nulls()
             && let Some(at) = (0..nulls.len()).find(|at| nulls.is_null(*at))
         {
-            let row = source.rows_before.map_or("a row".to_owned(), |before| format!("row {}", before + at + 1));
             return exec_err!(
-                "column {} of table {} is NOT NULL, but {row} has no value for it; nothing was written",
+                "column {} of table {} is NOT NULL, but {} has no value for it; nothing was written",
                 field.name(),
-                source.table
+                source.table,
+                source.row(at)
+            );
+        }
+        if let Some(length) = text_length::of_field(field)
+            && let Some((at, characters)) = text_length::first_longer(column, length)
+        {
+            return exec_err!(
+                "column {} of table {} is VARCHAR({length}), but {} has a text of {characters} characters; nothing was written",
+                field.name(),
+                source.table,
+                source.row(at)
             );
         }
         let Some(vector) = VectorType::of_field(field) else { continue };

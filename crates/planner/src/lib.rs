@@ -25,6 +25,7 @@ pub mod settings;
 pub mod sql_text;
 pub mod sql_type;
 pub mod statement;
+pub mod text_length;
 mod time_operators;
 pub mod time_statement;
 pub mod tokens;
@@ -167,9 +168,12 @@ impl Planner<'_> {
             if fields.iter().any(|other| other.name() == field.name()) {
                 return plan_err!("column \"{}\" is there twice", field.name());
             }
-            fields.push(match vector_type::VectorType::of_sql(&column.data_type)? {
-                Some(vector) => vector.field(field.name(), field.is_nullable()),
-                None => field.as_ref().clone(),
+            let (name, is_nullable) = (field.name(), field.is_nullable());
+            let vector = vector_type::VectorType::of_sql(&column.data_type)?;
+            fields.push(match (vector, text_length::of_sql(&column.data_type)?) {
+                (Some(vector), _) => vector.field(name, is_nullable),
+                (None, Some(length)) => text_length::field(name, length, is_nullable),
+                (None, None) => field.as_ref().clone(),
             });
         }
         Ok(Schema::new(fields))

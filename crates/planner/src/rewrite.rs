@@ -13,6 +13,7 @@ use crate::asof_join;
 use crate::functions::convert::TO_VECTOR;
 use crate::patterns::rewrite_pattern;
 use crate::sql_type::with_digits_of;
+use crate::text_length;
 use crate::vector_type::VectorType;
 
 /// Rewrites a query, statement or expression in place.
@@ -146,12 +147,17 @@ fn rewrite_expr(expr: &mut Expr) -> Result<()> {
         Expr::Cast { expr, data_type, kind, format: None, .. } => (expr, data_type, kind.clone()),
         _ => return Ok(()),
     };
+    if let Some(Some(length)) = text_length::of_sql(data_type)? {
+        *data_type = ast::DataType::Text;
+        let text = std::mem::replace(expr, Expr::Value(Value::Null.into()));
+        *expr = call("left", [text, Expr::Value(Value::Number(length.to_string(), false).into())].map(argument).into());
+        return Ok(());
+    }
     let Some(vector) = VectorType::of_sql(data_type)? else { return Ok(()) };
     if !matches!(kind, ast::CastKind::Cast | ast::CastKind::DoubleColon) {
         return unsupported("TRY_CAST to a vector is not supported; CAST reports what is wrong with the value");
     }
     let value = std::mem::replace(value.as_mut(), Expr::Value(Value::Null.into()));
-    let argument = |expr: Expr| FunctionArg::Unnamed(FunctionArgExpr::Expr(expr));
     let args = vec![
         argument(value),
         argument(Expr::Value(Value::SingleQuotedString(vector.element.name().into()).into())),
@@ -159,6 +165,10 @@ fn rewrite_expr(expr: &mut Expr) -> Result<()> {
     ];
     *expr = call(TO_VECTOR, args);
     Ok(())
+}
+
+fn argument(expr: Expr) -> FunctionArg {
+    FunctionArg::Unnamed(FunctionArgExpr::Expr(expr))
 }
 
 fn call(name: &str, args: Vec<FunctionArg>) -> Expr {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::plan_err;
 use datafusion::error::Result;
-use datafusion::sql::sqlparser::ast::{self, TimezoneInfo};
+use datafusion::sql::sqlparser::ast::{self, ExactNumberInfo, TimezoneInfo};
 
+use crate::text_length;
 use crate::vector_type::VectorType;
 
 /// The zone of every `TIMESTAMP WITH TIME ZONE`: an instant is kept and shown in UTC, whatever offset it was written
@@ -29,7 +30,51 @@ impl datafusion::logical_expr::planner::TypePlanner for SqlTypes {
             let list = DataType::List(Arc::new(vector.field("item", true)));
             return Ok(Some(Arc::new(Field::new("", list, true))));
         }
-        Ok(time_type(sql)?.map(|data_type| Arc::new(Field::new("", data_type, true))))
+        if let Some(length) = text_length::of_sql(sql)? {
+            return Ok(Some(Arc::new(text_length::field("", length, true))));
+        }
+        refuse_width(sql)?;
+        let data_type = if let Some(data_type) = time_type(sql)? { Some(data_type) } else { float_type(sql)? };
+        Ok(data_type.map(|data_type| Arc::new(Field::new("", data_type, true))))
+    }
+}
+
+/// `FLOAT(p)`: as many bits as its p binary digits need; `None` for every other type.
+///
+/// # Errors
+/// More than 53 digits, or digits of another kind.
+fn float_type(sql: &ast::DataType) -> Result<Option<DataType>> {
+    Ok(match sql {
+        ast::DataType::Float(ExactNumberInfo::Precision(1..=24)) => Some(DataType::Float32),
+        ast::DataType::Float(ExactNumberInfo::Precision(25..=53)) => Some(DataType::Float64),
+        ast::DataType::Float(ExactNumberInfo::None) => None,
+        ast::DataType::Float(_) => {
+            return plan_err!(
+                "{sql} is not supported: FLOAT(p) has 1 to 53 binary digits; for decimal ones write DECIMAL"
+            );
+        }
+        _ => None,
+    })
+}
+
+/// # Errors
+/// An integer with a width of display, as MySQL has it.
+fn refuse_width(sql: &ast::DataType) -> Result<()> {
+    use ast::DataType as Sql;
+    match sql {
+        Sql::TinyInt(Some(_))
+        | Sql::SmallInt(Some(_))
+        | Sql::Int(Some(_))
+        | Sql::Integer(Some(_))
+        | Sql::BigInt(Some(_))
+        | Sql::TinyIntUnsigned(Some(_))
+        | Sql::SmallIntUnsigned(Some(_))
+        | Sql::IntUnsigned(Some(_))
+        | Sql::IntegerUnsigned(Some(_))
+        | Sql::BigIntUnsigned(Some(_)) => {
+            plan_err!("{sql} is not supported: a width of display changes nothing here; leave it out")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -98,6 +143,9 @@ pub fn sql_time_type(data_type: &DataType) -> Option<ast::DataType> {
 pub fn sql_type_name(field: &Field) -> String {
     if let Some(vector) = VectorType::of_field(field) {
         return vector.to_string();
+    }
+    if let Some(length) = text_length::of_field(field) {
+        return format!("VARCHAR({length})");
     }
     match field.data_type() {
         DataType::Boolean => "BOOLEAN".into(),

@@ -185,6 +185,7 @@ _SHAPES = (
     (r"VECTOR\((\d+)(?:, (\w+))?\)", lambda d, element: VECTOR(int(d), element or "FLOAT32")),
     (r"HALFVEC\((\d+)\)", lambda d: VECTOR(int(d), "FLOAT16")),
     (r"BITVECTOR\((\d+)\)", lambda d: BITVECTOR(int(d))),
+    (r"VARCHAR\((\d+)\)", lambda length: sa.VARCHAR(int(length))),
     (r"DECIMAL\((\d+), (-?\d+)\)", lambda precision, scale: sa.NUMERIC(int(precision), int(scale))),
     (r"TIME(?:\(\d\))?()", lambda _: sa.TIME()),
     (r"TIMESTAMP(?:\(\d\))?()", lambda _: sa.TIMESTAMP()),
@@ -263,7 +264,11 @@ class SagittaTypeCompiler(PGTypeCompiler):
         return "TEXT"
 
     visit_ENUM = visit_enum
-    visit_VARCHAR = visit_NVARCHAR = visit_NCHAR = visit_CHAR
+    visit_NVARCHAR = visit_NCHAR = visit_CHAR
+
+    def visit_VARCHAR(self, type_, **_):
+        """Text, of a greatest length if one is given."""
+        return f"VARCHAR({type_.length})" if type_.length else "TEXT"
 
     def visit_JSON(self, type_, **_):
         """JSON is not a type here."""
