@@ -1,6 +1,6 @@
 //! The catalog: which schemas, tables, external tables, views and users a database has, as one immutable value, and
 //! the changes that lead from one value to the next; those of users are in `users.rs`. How it is stored is in
-//! `catalog/format.rs` and `catalog/log.rs`.
+//! `catalog/format.rs` and `catalog/log.rs`, what is taken out of older files in `catalog/history.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +12,7 @@ use crate::retention::Retention;
 use crate::users::UserEntry;
 
 pub(crate) mod format;
+mod history;
 pub(crate) mod log;
 
 /// The schema that every database has from the start. It cannot be dropped.

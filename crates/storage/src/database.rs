@@ -192,6 +192,11 @@ impl Database {
         self.inner.log.newest().await
     }
 
+    /// The newest catalog that this process has seen; `None` before the first. No request is made.
+    pub fn known_catalog(&self) -> Option<Arc<Catalog>> {
+        self.inner.log.known()
+    }
+
     /// Makes a schema. `false`: it was there and `if_not_exists`.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::catalog::Catalog;
 use crate::catalog::log::Change;
@@ -46,6 +47,8 @@ impl Role {
 /// A user of a database.
 #[derive(Clone, Default, PartialEq)]
 pub struct UserEntry {
+    /// Tells the user from others who had or will have the same name; empty for one that an older program made.
+    pub id: String,
     /// The hash of the password, with its salt and parameters; a user without one cannot log in.
     pub password_hash: Option<String>,
     /// May do everything in the database.
@@ -58,6 +61,7 @@ impl fmt::Debug for UserEntry {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("UserEntry")
+            .field("id", &self.id)
             .field("has_password", &self.password_hash.is_some())
             .field("is_admin", &self.is_admin)
             .field("grants", &self.grants)
@@ -161,29 +165,40 @@ impl Catalog {
 }
 
 impl Database {
-    /// Makes a user. `false`: it was there and `if_not_exists`.
+    /// Makes a user, with an id of its own. `false`: it was there and `if_not_exists`.
     ///
     /// # Errors
     /// [`StorageError::AlreadyExists`].
     pub async fn create_user(&self, name: &str, user: UserEntry, if_not_exists: bool) -> Result<bool> {
         check_name("user", name)?;
+        let user = UserEntry { id: Uuid::new_v4().simple().to_string(), ..user };
         self.change_users(|catalog| catalog.with_user(name, &user, if_not_exists)).await
     }
 
-    /// Changes a user's password or rank. `false`: the user was like that.
+    /// Changes a user's password or rank. `false`: the user was like that. The old password's hash is taken out of the older
+    /// files of the catalog; cost: that of [`CatalogLog::forget_hashes`].
     ///
     /// # Errors
     /// [`StorageError::NotFound`]; [`StorageError::Invalid`] if no admin would be left.
     pub async fn alter_user(&self, name: &str, change: UserChange) -> Result<bool> {
-        self.change_users(|catalog| catalog.with_user_changed(name, &change)).await
+        let is_changed = self.change_users(|catalog| catalog.with_user_changed(name, &change)).await?;
+        if is_changed && matches!(change, UserChange::PasswordHash(_)) {
+            self.catalog_log().forget_hashes().await;
+        }
+        Ok(is_changed)
     }
 
-    /// Drops a user, with its roles. `false`: it was not there and `if_exists`.
+    /// Drops a user, with its roles and, as [`Database::alter_user`], its password's hash. `false`: it was not there and
+    /// `if_exists`.
     ///
     /// # Errors
     /// [`StorageError::NotFound`]; [`StorageError::Invalid`] if no admin would be left.
     pub async fn drop_user(&self, name: &str, if_exists: bool) -> Result<bool> {
-        self.change_users(|catalog| catalog.without_user(name, if_exists)).await
+        let is_dropped = self.change_users(|catalog| catalog.without_user(name, if_exists)).await?;
+        if is_dropped {
+            self.catalog_log().forget_hashes().await;
+        }
+        Ok(is_dropped)
     }
 
     /// Gives a user a role in a schema. `false`: the user had it, or a stronger one.
@@ -220,7 +235,7 @@ mod tests {
     use crate::{DropSchema, OpenOptions};
 
     fn user(is_admin: bool) -> UserEntry {
-        UserEntry { password_hash: Some("hash".into()), is_admin, grants: BTreeMap::new() }
+        UserEntry { password_hash: Some("hash".into()), is_admin, ..UserEntry::default() }
     }
 
     async fn entry(database: &Database, name: &str) -> Option<UserEntry> {
@@ -234,13 +249,29 @@ mod tests {
         assert!(!database.create_user("a", user(false), true).await.unwrap());
         assert!(matches!(database.create_user("a", user(false), false).await, Err(StorageError::AlreadyExists(_))));
         assert!(matches!(database.create_user("", user(false), false).await, Err(StorageError::Invalid(_))));
-        assert_eq!(entry(&database, "a").await, Some(user(true)));
+        let made = entry(&database, "a").await.unwrap();
+        assert_eq!(made, UserEntry { id: made.id.clone(), ..user(true) });
         assert!(database.alter_user("a", UserChange::PasswordHash("other".into())).await.unwrap());
         assert_eq!(entry(&database, "a").await.unwrap().password_hash.as_deref(), Some("other"));
         let missing = database.alter_user("b", UserChange::IsAdmin(true)).await;
         assert!(matches!(missing, Err(StorageError::NotFound(_))), "{missing:?}");
         assert!(matches!(database.drop_user("b", false).await, Err(StorageError::NotFound(_))));
         assert!(!database.drop_user("b", true).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_user_of_the_same_name_is_another_one() {
+        let database = memory().await;
+        database.create_user("root", user(true), false).await.unwrap();
+        let mut ids = vec![];
+        for _ in 0..2 {
+            database.create_user("a", user(false), false).await.unwrap();
+            ids.push(entry(&database, "a").await.unwrap().id);
+            database.alter_user("a", UserChange::IsAdmin(true)).await.unwrap();
+            assert_eq!(&entry(&database, "a").await.unwrap().id, ids.last().unwrap(), "ALTER leaves the user the same");
+            database.drop_user("a", false).await.unwrap();
+        }
+        assert!(!ids[0].is_empty() && ids[0] != ids[1], "{ids:?}");
     }
 
     #[tokio::test]

@@ -13,8 +13,9 @@
 //! its line feed. A reader refuses a newer version and ignores unknown fields.
 //!
 //! Version 2 added the retention of tables, version 3 `users`: `{"anna":{"password_hash":"…","is_admin":false,"grants":
-//! {"public":"read"}}}`. A catalog is written in the oldest version that says all of it: older programs still read it, and
-//! those that would lose a retention or the users when they write the next catalog refuse it.
+//! {"public":"read"}}}`, version 4 the `id` of a user. A file that has a successor may be written again without the hashes of
+//! passwords that hold no more (`history.rs`); nothing else in it changes. A catalog is written in the oldest version that says all of it: older programs still read it, and
+//! those that would lose a retention, the users or their ids when they write the next catalog refuse it.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -31,8 +32,11 @@ use crate::error::{Result, StorageError};
 use crate::retention::Retention;
 use crate::users::{Role, UserEntry};
 
-/// The newest version that this program reads, written if there are users.
-pub(crate) const VERSION: u32 = 3;
+/// The newest version that this program reads, written if there are users with ids.
+pub(crate) const VERSION: u32 = 4;
+
+/// The version that is written if there are users, all without ids.
+const VERSION_WITH_USERS: u32 = 3;
 
 /// The version that is written if a table has a retention.
 const VERSION_WITH_RETENTION: u32 = 2;
@@ -94,6 +98,8 @@ enum StoredRelation {
 
 #[derive(Serialize, Deserialize)]
 struct StoredUser {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     password_hash: Option<String>,
     is_admin: bool,
@@ -133,8 +139,8 @@ pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
         schemas.insert(name.clone(), StoredSchema { relations });
     }
     let users = catalog.users.iter().map(|(name, user)| {
-        let UserEntry { password_hash, is_admin, grants } = user.clone();
-        (name.clone(), StoredUser { password_hash, is_admin, grants })
+        let UserEntry { id, password_hash, is_admin, grants } = user.clone();
+        (name.clone(), StoredUser { id, password_hash, is_admin, grants })
     });
     let body = to_json(&Body { schemas, users: users.collect() })?;
     let header = to_json(&Header {
@@ -150,7 +156,8 @@ pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
 /// The oldest version that can say what is in the catalog.
 fn version_of(catalog: &Catalog) -> u32 {
     if !catalog.users.is_empty() {
-        return VERSION;
+        let has_ids = catalog.users.values().any(|user| !user.id.is_empty());
+        return if has_ids { VERSION } else { VERSION_WITH_USERS };
     }
     let mut relations = catalog.schemas.values().flat_map(|schema| schema.relations.values());
     let has_retention =
@@ -202,8 +209,8 @@ pub(crate) fn decode(bytes: &[u8], number: u64, file: &str) -> Result<Decoded> {
         schemas.insert(name, SchemaEntry { relations });
     }
     let users = body.users.into_iter().map(|(name, user)| {
-        let StoredUser { password_hash, is_admin, grants } = user;
-        (name, UserEntry { password_hash, is_admin, grants })
+        let StoredUser { id, password_hash, is_admin, grants } = user;
+        (name, UserEntry { id, password_hash, is_admin, grants })
     });
     let catalog = Catalog { number, schemas, users: users.collect() };
     Ok(Decoded { catalog, nonce: header.nonce })
@@ -306,11 +313,12 @@ mod tests {
 
     fn with_users() -> Catalog {
         let anna = UserEntry {
+            id: "5f0c".into(),
             password_hash: Some("$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".into()),
             is_admin: false,
             grants: BTreeMap::from([(DEFAULT_SCHEMA.into(), Role::Write), ("ä".into(), Role::Admin)]),
         };
-        let root = UserEntry { password_hash: None, is_admin: true, grants: BTreeMap::new() };
+        let root = UserEntry { is_admin: true, ..UserEntry::default() };
         Catalog { users: BTreeMap::from([("anna".into(), anna), ("root \"x\"".into(), root)]), ..sample() }
     }
 
@@ -358,7 +366,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_with_a_next_step() {
         let text = String::from_utf8(encode(&with_users(), "n").unwrap()).unwrap();
-        let newer = text.replacen("\"sagitta_catalog\":3", "\"sagitta_catalog\":4", 1);
+        let newer = text.replacen("\"sagitta_catalog\":4", "\"sagitta_catalog\":5", 1);
         let error = decode(newer.as_bytes(), 3, "3.json").unwrap_err();
         assert!(
             matches!(error, StorageError::Unsupported(_)) && error.to_string().contains("newer sagitta"),
@@ -372,7 +380,9 @@ mod tests {
         let without = sample().with_retention(&name, "id", None).unwrap();
         let forever = sample().with_retention(&name, "id", Some(Retention::Forever)).unwrap();
         let users_alone = Catalog { users: with_users().users, ..without.clone() };
-        for (catalog, version) in [(with_users(), 3), (users_alone, 3), (sample(), 2), (forever, 2), (without, 1)] {
+        let without_ids = Catalog { users: BTreeMap::from([("a".into(), UserEntry::default())]), ..without.clone() };
+        let all = [(with_users(), 4), (users_alone, 4), (without_ids, 3), (sample(), 2), (forever, 2), (without, 1)];
+        for (catalog, version) in all {
             let bytes = encode(&catalog, "n").unwrap();
             assert!(bytes.starts_with(format!("{{\"sagitta_catalog\":{version},").as_bytes()), "{catalog:?}");
             assert_eq!(decode(&bytes, 3, "3.json").unwrap().catalog, catalog);

@@ -1,6 +1,6 @@
 //! The series of numbered catalog files of a database: reading the newest, and adding one more. Files are made by
-//! put-if-absent and never changed or deleted, so two processes can never overwrite each other: the highest number is
-//! the truth. What is in a file is `format.rs`.
+//! put-if-absent and never deleted, and the newest is never changed, so two processes can never overwrite each other: the
+//! highest number is the truth. What is in a file is `format.rs`; what older ones lose is `history.rs`.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -169,7 +169,13 @@ impl CatalogLog {
         Ok(current)
     }
 
-    fn known(&self) -> Option<Arc<Catalog>> {
+    /// The store that the files are in.
+    pub(super) fn store(&self) -> &dyn object_store::ObjectStore {
+        self.root.store()
+    }
+
+    /// The newest catalog that this process has seen. No request is made.
+    pub(crate) fn known(&self) -> Option<Arc<Catalog>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -205,7 +211,7 @@ impl CatalogLog {
     }
 
     /// The file of this number, if it is there.
-    async fn read(&self, number: u64) -> Result<Option<format::Decoded>> {
+    pub(super) async fn read(&self, number: u64) -> Result<Option<format::Decoded>> {
         let mut reads = 0;
         loop {
             let Some(bytes) = self.get(number).await? else { return Ok(None) };
@@ -270,11 +276,11 @@ impl CatalogLog {
         Err(CommitError::unknown(&what(), StorageError::unavailable("the store does not answer")))
     }
 
-    fn path(&self, number: u64) -> Path {
+    pub(super) fn path(&self, number: u64) -> Path {
         self.root.path(FOLDER).join(file_name(number))
     }
 
-    fn shown(&self, number: u64) -> String {
+    pub(super) fn shown(&self, number: u64) -> String {
         format!("{}/{FOLDER}/{}", self.root.location().shown(), file_name(number))
     }
 }
