@@ -96,10 +96,8 @@ class Client:
 
     def __init__(self, server: Server, login: tuple[str, str] | None):
         self.flight = flight.FlightClient(server.uri)
-        self.options = flight.FlightCallOptions()
-        if login is not None:
-            token = self.flight.authenticate_basic_token(*login)
-            self.options = flight.FlightCallOptions(headers=[token])
+        self.options_headers = [] if login is None else [self.flight.authenticate_basic_token(*login)]
+        self.options = flight.FlightCallOptions(headers=self.options_headers)
 
     def info(self, sql: str) -> flight.FlightInfo:
         return self.flight.get_flight_info(statement(sql), self.options)

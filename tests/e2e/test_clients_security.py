@@ -146,3 +146,69 @@ def test_a_client_shows_its_certificate(tmp_path, certificates):
             tls_client_key=certificates / "client.key",
         ) as connection:
             assert one(connection) == 1
+
+
+# --- The user whom a certificate names ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory, certificates):
+    """A server whose clients are the users in their certificates, and what each connects with."""
+    folder = tmp_path_factory.mktemp("named")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for name, subject in [("anna", "/O=root/CN=anna"), ("ghost", "/CN=ghost"), ("nameless", "/O=anna"), ("two", "/CN=anna/CN=root")]:
+        openssl(folder, "req", *key, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl(
+            folder, "x509", "-req", "-in", f"{name}.csr", "-CA", str(certificates / "ca.pem"), "-CAkey",
+            str(certificates / "ca.key"), "-CAcreateserial", "-days", "2", "-extfile", str(certificates / "client.ext"),
+            "-out", f"{name}.pem",
+        )  # fmt: skip
+    database = Sagitta(str(folder / "data"))
+    create_users(
+        database, "CREATE USER root PASSWORD 'r' ADMIN", "CREATE USER anna PASSWORD 'a'", "CREATE SCHEMA hers",
+        "CREATE TABLE hers.t AS SELECT 1 AS id", "CREATE TABLE others AS SELECT 2 AS id", "GRANT READ ON SCHEMA hers TO anna",
+    )  # fmt: skip
+    arguments = ("--tls-certificate", str(certificates / "server.pem"), "--tls-key", str(certificates / "server.key"))
+    authority = ("--tls-client-ca", str(certificates / "ca.pem"), "--tls-client-user")
+
+    def connect(name: str, *login: str, **options):
+        return sagitta.connect(
+            uri, *login, tls_root_certs=certificates / "ca.pem", tls_client_cert=folder / f"{name}.pem",
+            tls_client_key=folder / f"{name}.key", **options,
+        )  # fmt: skip
+
+    with served(folder / "data", *arguments, *authority, scheme="grpc+tls") as uri:
+        connect.database = database
+        yield connect
+
+
+def test_a_certificate_names_its_user(named):
+    for login in ((), ("anna", "a")):
+        with named("anna", *login) as connection:
+            assert connection.query("SELECT id FROM hers.t")["id"].to_pylist() == [1]
+            assert connection.query("SELECT name FROM system.users")["name"].to_pylist() == ["anna"]
+            with pytest.raises(sagitta.Error, match="no table"):
+                connection.query("SELECT id FROM others")
+
+
+@pytest.mark.parametrize(
+    ("certificate", "login", "message"),
+    [
+        ("anna", ("root", "r"), "names another user"),
+        ("anna", ("anna", "wrong"), "password is wrong"),
+        ("ghost", (), "no such user"),
+        ("ghost", ("anna", "a"), "names another user"),
+        ("nameless", (), "no common name"),
+        ("two", (), "no common name"),
+    ],
+)
+def test_a_certificate_is_nobody_elses(named, certificate, login, message):
+    with pytest.raises(sagitta.Error, match=message):
+        named(certificate, *login).query("SELECT 1")
+
+
+def test_the_configuration_shows_that_certificates_name_users(tmp_path):
+    database = Sagitta(str(tmp_path / "data"), environment={"SAGITTA_SERVER_TLS_CLIENT_USER": "true"})
+    refused = database.run("config")
+    assert refused.returncode != 0 and "server.tls_client_ca" in refused.stderr
+    assert b"tls_client_user = true" in refused.stdout

@@ -192,6 +192,9 @@ pub struct ServerFlags {
     /// PEM file of who signs clients' certificates: clients without one are refused
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
+    /// The common name in a client's certificate is the name of its user
+    #[arg(long)]
+    pub tls_client_user: bool,
     /// Clients must prove who they are
     #[arg(long)]
     pub auth: bool,

@@ -43,6 +43,7 @@ pub struct Settings {
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub tls_client_ca: Option<PathBuf>,
+    pub tls_client_user: bool,
     pub log: LogOptions,
 }
 
@@ -57,6 +58,7 @@ impl Default for Settings {
             tls_certificate: None,
             tls_key: None,
             tls_client_ca: None,
+            tls_client_user: false,
             log: LogOptions::default(),
         }
     }

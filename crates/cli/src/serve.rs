@@ -96,11 +96,17 @@ fn config(args: &Args, options: &ShowConfig, output: &mut dyn Write) -> Result<O
 }
 
 fn tls(settings: &Settings) -> Result<Option<TlsOptions>, String> {
+    if settings.tls_client_user && settings.tls_client_ca.is_none() {
+        return Err(
+            "server.tls_client_user is set, but clients show no certificates; set server.tls_client_ca too".to_owned()
+        );
+    }
     match (&settings.tls_certificate, &settings.tls_key, &settings.tls_client_ca) {
         (Some(certificate), Some(key), client_ca) => Ok(Some(TlsOptions {
             certificate: certificate.clone(),
             key: key.clone(),
             client_ca: client_ca.clone(),
+            client_user: settings.tls_client_user,
         })),
         (Some(_), None, _) => Err("server.tls_certificate is given without its key; set server.tls_key too".to_owned()),
         (None, Some(_), _) => {
@@ -255,7 +261,9 @@ fn announcement(setup: &Setup, addresses: Option<Addresses>) -> String {
         None if options.auth && !is_local(addresses.flight) => "no TLS: passwords and rows can be read on the way",
         None => "no TLS",
     };
+    let names_users = options.tls.as_ref().is_some_and(|tls| tls.client_user);
     let authentication = match options.auth {
+        _ if names_users => "clients are the users whom their certificates name",
         true => "clients must authenticate",
         false if options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) => {
             "whoever has a certificate may do anything"
@@ -327,7 +335,12 @@ mod tests {
     }
 
     fn with_tls(client_ca: Option<&str>) -> Option<TlsOptions> {
-        Some(TlsOptions { certificate: "c".into(), key: "k".into(), client_ca: client_ca.map(Into::into) })
+        Some(TlsOptions {
+            certificate: "c".into(),
+            key: "k".into(),
+            client_ca: client_ca.map(Into::into),
+            client_user: false,
+        })
     }
 
     #[test]
@@ -361,6 +374,7 @@ mod tests {
             (Settings { tls_certificate: path(), ..Settings::default() }, "server.tls_key"),
             (Settings { tls_key: path(), ..Settings::default() }, "server.tls_certificate"),
             (Settings { tls_client_ca: path(), ..Settings::default() }, "server.tls_certificate"),
+            (Settings { tls_client_user: true, ..Settings::default() }, "server.tls_client_ca"),
             (Settings { server: tokens, ..Settings::default() }, "--auth"),
             (Settings { server: same, ..Settings::default() }, "a port of its own"),
             (Settings { server: options("0.0.0.0:1"), ..Settings::default() }, "--insecure"),

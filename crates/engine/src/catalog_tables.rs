@@ -27,6 +27,16 @@ pub(crate) fn names() -> impl Iterator<Item = RelationName> {
     information.chain(SYSTEM_TABLES.iter().map(move |table| name(SYSTEM, table)))
 }
 
+/// Whether the name is in a schema of these tables.
+pub(crate) fn may_be_own(name: &RelationName) -> bool {
+    matches!(name.schema.as_str(), INFORMATION | SYSTEM)
+}
+
+/// Whether the table tells of the server that is asked rather than of the database.
+pub(crate) fn is_of_server(name: &RelationName) -> bool {
+    name.schema == SYSTEM
+}
+
 /// The table of a name, `None` if it is none of these.
 pub(crate) async fn table(
     session: &Session,

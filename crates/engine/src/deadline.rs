@@ -1,5 +1,7 @@
 //! When a statement is cancelled: the sooner of what `statement_timeout` and `max_query_time` say.
 
+use std::time::Duration;
+
 use planner::settings::Settings;
 use planner::statement::StatementKind;
 use planner::time_statement::TimeStatement;
@@ -28,6 +30,11 @@ impl Deadline {
         let query_time =
             reads_versions(kind).then(|| Self { at: now + settings.query_time(), limit: Limit::MaxQueryTime });
         timeout.into_iter().chain(query_time).min_by_key(|deadline| deadline.at)
+    }
+
+    /// The deadline of a statement that began that much earlier.
+    pub(crate) fn sooner_by(self, elapsed: Duration) -> Self {
+        Self { at: self.at.checked_sub(elapsed).unwrap_or_else(Instant::now), ..self }
     }
 
     pub(crate) fn error(self) -> Error {

@@ -53,6 +53,7 @@ impl Session {
                 return Ok(Description { columns: Some(columns), parameters: vec![], is_update: false });
             }
             StatementKind::CopyTo(_) => return Ok(update(vec![])),
+            StatementKind::Substrait(plan) => return described(&self.logical_substrait(plan).await?.0),
             _ => return Ok(Description { is_update: !crate::time::is_reading(kind), ..nothing() }),
         };
         match sql.as_ref() {
@@ -85,10 +86,7 @@ impl Session {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let plan = Planner { state: &state, resolver: &tables }.check(query.clone()).await?;
-        let mut types: HashMap<String, Option<DataType>> = plan.get_parameter_types()?;
-        beside_vectors(&plan, &mut types)?;
-        let columns = Some(Arc::new(plan.schema().as_arrow().clone()));
-        Ok(Description { columns, parameters: in_order(types)?, is_update: false })
+        described(&plan)
     }
 
     /// The types of the parameters of a change: those of the columns that they fill or are compared with.
@@ -108,6 +106,14 @@ impl Session {
         }
         in_order(types)
     }
+}
+
+/// What a query needs and gives.
+fn described(plan: &LogicalPlan) -> Result<Description> {
+    let mut types: HashMap<String, Option<DataType>> = plan.get_parameter_types()?;
+    beside_vectors(plan, &mut types)?;
+    let columns = Some(Arc::new(plan.schema().as_arrow().clone()));
+    Ok(Description { columns, parameters: in_order(types)?, is_update: false })
 }
 
 fn nothing() -> Description {

@@ -17,7 +17,7 @@ use crate::password::Passwords;
 use crate::queries::Queries;
 use crate::rights::Principal;
 use crate::roots::AllowedRoots;
-use crate::{Error, ErrorKind, QueryReport, Result, Session};
+use crate::{Error, ErrorKind, QueryReport, Result, Secret, Session, UserIdentity};
 
 /// The part of the memory limit that caches decoded vectors: one in this many.
 const VECTOR_CACHE_SHARE: usize = 4;
@@ -131,10 +131,27 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such user.
     pub async fn session_as(&self, user: &str) -> Result<Session> {
-        if !self.database().catalog().await?.users.contains_key(user) {
+        let catalog = self.database().catalog().await?;
+        let Some(entry) = catalog.users.get(user) else {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no user {user}")));
-        }
-        Ok(Session::new(self.clone(), self.state(), Principal::User(user.into())))
+        };
+        let identity = UserIdentity { name: user.into(), id: entry.id.as_str().into() };
+        Ok(Session::new(self.clone(), self.state(), Principal::User(identity)))
+    }
+
+    /// Whether the user has been dropped, as far as this process has seen: each statement that it runs looks, and so does
+    /// [`Engine::has_users`]. No request is made.
+    pub fn was_dropped(&self, user: &UserIdentity) -> bool {
+        let catalog = self.database().known_catalog();
+        catalog.is_some_and(|catalog| catalog.users.get(user.name.as_ref()).is_none_or(|entry| entry.id != *user.id))
+    }
+
+    /// The secret that all servers of the database share, to sign what they give out; it is made if there is none.
+    ///
+    /// # Errors
+    /// A store that can neither be read nor written, a damaged file.
+    pub async fn shared_secret(&self) -> Result<Secret> {
+        Ok(self.database().shared_secret().await?)
     }
 
     /// Whether the user exists and has this password. The answer takes the same time if not; a few are looked for at

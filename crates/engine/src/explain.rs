@@ -45,7 +45,7 @@ impl Session {
         let option =
             ExplainOption::default().with_analyze(explain.analyze).with_verbose(explain.verbose).with_format(format);
         let plan = LogicalPlanBuilder::from(plan).explain_option_format(option)?.build()?;
-        Ok(Dispatched::Planned(plan, state))
+        Ok(Dispatched::Planned(plan, state, None))
     }
 }
 

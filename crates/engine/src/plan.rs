@@ -14,6 +14,7 @@ use futures::StreamExt;
 use operators::scan::TableScanExec;
 
 use crate::deadline::Deadline;
+use crate::pins::{PinnedRelation, Pins};
 use crate::queries::Running;
 use crate::session::{Statement, task_context};
 use crate::{Answer, Progress, Result, Rows};
@@ -29,6 +30,8 @@ pub struct Plan {
     statement: Statement,
     deadline: Option<Deadline>,
     running: Arc<Running>,
+    /// What it reads, if that can be told.
+    reads: Option<Vec<PinnedRelation>>,
 }
 
 impl Plan {
@@ -51,7 +54,18 @@ impl Plan {
         running: &Arc<Running>,
     ) -> Self {
         let (state, running) = (Arc::clone(state), Arc::clone(running));
-        Self { physical, state, statement: statement.clone(), deadline, running }
+        Self { physical, state, statement: statement.clone(), deadline, running, reads: None }
+    }
+
+    /// The same plan, and what it reads.
+    pub(crate) fn reading(self, reads: Option<Vec<PinnedRelation>>) -> Self {
+        Self { reads, ..self }
+    }
+
+    /// What another server needs to plan it again; `None` if that cannot be told.
+    pub fn pins(&self) -> Option<Pins> {
+        let relations = self.reads.clone().filter(|_| self.statement.is_replayable())?;
+        Pins::of(&self.state, relations, self.part_count())
     }
 
     /// The statement's name in `system.queries` and `KILL QUERY`.

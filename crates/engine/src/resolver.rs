@@ -9,6 +9,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
+use futures::FutureExt;
 use operators::table::{SnapshotTable, WriteTarget};
 use planner::as_of::AsOf;
 use planner::resolve::{RelationName, Resolved, TableResolver};
@@ -17,8 +18,9 @@ use planner::{Planner, statement::StatementKind};
 use storage::{Catalog, Database, Relation, Role, Snapshot, TableEntry, TableName};
 use tokio::sync::{Mutex, OnceCell};
 
+use crate::pins::{PinnedRelation, Reads};
 use crate::session::TableWords;
-use crate::{Error, ErrorKind, Session, catalog_tables, files};
+use crate::{Error, ErrorKind, Session, catalog_tables, files, pins};
 
 /// Finds the tables of one statement.
 pub(crate) struct StatementTables {
@@ -27,11 +29,22 @@ pub(crate) struct StatementTables {
     catalog: OnceCell<Arc<Catalog>>,
     /// By name and the moment that the statement names.
     pinned: Mutex<HashMap<(RelationName, Option<AsOf>), Resolved>>,
+    reads: Reads,
 }
 
 impl StatementTables {
     pub(crate) fn new(session: Session, state: Arc<SessionState>) -> Self {
-        Self { session, state, catalog: OnceCell::new(), pinned: Mutex::default() }
+        Self { session, state, catalog: OnceCell::new(), pinned: Mutex::default(), reads: Reads::default() }
+    }
+
+    /// What the statement reads, if that can be told.
+    pub(crate) fn reads(&self) -> Option<Vec<PinnedRelation>> {
+        self.reads.told()
+    }
+
+    /// The statement reads what only this server can tell.
+    pub(crate) fn note_local(&self) {
+        self.reads.note_local();
     }
 
     /// The catalog as the statement and its user see it.
@@ -112,7 +125,9 @@ impl StatementTables {
     }
 
     async fn found(&self, name: &RelationName, at: Option<&AsOf>) -> crate::Result<Option<Resolved>> {
-        if let Some(table) = catalog_tables::table(&self.session, self, name).await? {
+        if catalog_tables::may_be_own(name)
+            && let Some(table) = self.catalog_table(name).await?
+        {
             return match at {
                 None => Ok(Some(Resolved::Table(table))),
                 Some(at) => Err(Error::unsupported(format!(
@@ -126,13 +141,38 @@ impl StatementTables {
             None => Settings::of(self.state.config_options()).moment().map(AsOf::Timestamp),
         };
         let catalog = self.catalog().await?;
+        let note = |id: String, version| {
+            let (schema, name) = (name.schema.clone(), name.table.clone());
+            self.reads.note(PinnedRelation { schema, name, at: pins::told(at), id, version });
+        };
+        let replay = self.session.replay_of();
         let resolved = match catalog.relation(&TableName::new(&name.schema, &name.table)) {
-            Some(Relation::Table(entry)) => Resolved::Table(self.table(name, entry, moment.as_ref()).await?),
+            Some(Relation::Table(entry)) => {
+                let version = match replay {
+                    Some(replay) => replay.pinned(name, at, &entry.id)?.version.map(AsOf::Version),
+                    None => None,
+                };
+                let table = self.table(name, entry, version.as_ref().or(moment.as_ref())).await?;
+                note(entry.id.clone(), Some(table.snapshot.version()));
+                Resolved::Table(table.into_provider())
+            }
             Some(Relation::External(external)) => {
+                let id = external.created_at_us.to_string();
+                if let Some(replay) = replay {
+                    replay.pinned(name, at, &id)?;
+                }
+                note(id, None);
                 let place = files::Place { session: &self.session, state: &self.state, at: moment.as_ref() };
                 Resolved::Table(files::external_table(place, &name.to_string(), external).await?)
             }
-            Some(Relation::View(view)) => Resolved::View(view.sql.clone()),
+            Some(Relation::View(view)) => {
+                let id = view.created_at_us.to_string();
+                if let Some(replay) = replay {
+                    replay.pinned(name, at, &id)?;
+                }
+                note(id, None);
+                Resolved::View(view.sql.clone())
+            }
             None if name.schema == planner::resolve::SCHEMA && files::is_file_name(&name.table) => {
                 let place = files::Place { session: &self.session, state: &self.state, at: moment.as_ref() };
                 Resolved::Table(files::file_table(place, &name.table).await?)
@@ -142,19 +182,25 @@ impl StatementTables {
         Ok(Some(resolved))
     }
 
-    async fn table(
-        &self,
-        name: &RelationName,
-        entry: &TableEntry,
-        at: Option<&AsOf>,
-    ) -> crate::Result<Arc<dyn TableProvider>> {
+    /// `system` tells of this server. `information_schema` looks at everything there is, as it is now: none of that is what
+    /// the statement reads.
+    async fn catalog_table(&self, name: &RelationName) -> crate::Result<Option<Arc<dyn TableProvider>>> {
+        if catalog_tables::is_of_server(name) {
+            self.note_local();
+            return catalog_tables::table(&self.session, self, name).await;
+        }
+        let now = Self::new(self.session.without_replay(), Arc::clone(&self.state));
+        catalog_tables::table(&now.session, &now, name).boxed().await
+    }
+
+    async fn table(&self, name: &RelationName, entry: &TableEntry, at: Option<&AsOf>) -> crate::Result<SnapshotTable> {
         let database = self.database();
         let snapshot = match at {
             Some(at) => database.snapshot_at(entry, &crate::time::stored(at), crate::definition::now_us()).await?,
             None => database.snapshot(entry).await?,
         };
         // The past is not written to.
-        Ok(self.table_of(name, entry, snapshot, at.is_none())?.into_provider())
+        self.table_of(name, entry, snapshot, at.is_none())
     }
 
     /// A table of the database at a snapshot.

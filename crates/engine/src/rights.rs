@@ -12,18 +12,32 @@ use storage::{Catalog, DEFAULT_SCHEMA, Role};
 
 use crate::{Error, ErrorKind, Result, Session};
 
+/// A user of the database: the name, and what tells the user from others who had or will have it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct UserIdentity {
+    /// The name.
+    pub name: Arc<str>,
+    /// Given out when the user was made; empty for users whom older programs made.
+    pub id: Arc<str>,
+}
+
 /// Who runs the statements of a session.
 #[derive(Debug, Clone)]
 pub(crate) enum Principal {
     /// The program that opened the engine, which could read the files as well: everything is allowed.
     Owner,
-    /// A user of the database, by name.
-    User(Arc<str>),
+    /// A user of the database.
+    User(UserIdentity),
 }
 
 impl Session {
     /// The user whose rights the session has; `None`: it has all.
     pub fn user(&self) -> Option<&str> {
+        self.identity().map(|user| user.name.as_ref())
+    }
+
+    /// As [`Session::user`], told from others of the same name.
+    pub fn identity(&self) -> Option<&UserIdentity> {
         match self.principal() {
             Principal::Owner => None,
             Principal::User(user) => Some(user),
@@ -36,7 +50,7 @@ impl Session {
     /// A user that was dropped meanwhile.
     pub(crate) async fn catalog(&self) -> Result<Arc<Catalog>> {
         let whole = self.engine().database().catalog().await?;
-        let Some(user) = self.user() else { return Ok(whole) };
+        let Some(user) = self.identity() else { return Ok(whole) };
         self.with_seen(|seen| -> Result<Arc<Catalog>> {
             match seen {
                 Some(seen) if seen.number == whole.number => Ok(Arc::clone(seen)),
@@ -108,9 +122,11 @@ impl Session {
 
 /// The catalog as a user sees it: the schemas in which the user has a role, and of all users the one; everything for an
 /// admin.
-fn seen_by(user: &str, whole: &Arc<Catalog>) -> Result<Arc<Catalog>> {
-    let Some(entry) = whole.users.get(user) else {
-        return Err(Error::new(ErrorKind::Forbidden, format!("user {user} was dropped; log in as another user")));
+fn seen_by(user: &UserIdentity, whole: &Arc<Catalog>) -> Result<Arc<Catalog>> {
+    let UserIdentity { name, id } = user;
+    // One who was made anew under the name has nothing to do with the session.
+    let Some(entry) = whole.users.get(name.as_ref()).filter(|entry| entry.id == **id) else {
+        return Err(Error::new(ErrorKind::Forbidden, format!("user {name} was dropped; log in as another user")));
     };
     if entry.is_admin {
         return Ok(Arc::clone(whole));
@@ -119,7 +135,7 @@ fn seen_by(user: &str, whole: &Arc<Catalog>) -> Result<Arc<Catalog>> {
     Ok(Arc::new(Catalog {
         number: whole.number,
         schemas: schemas.map(|(name, schema)| (name.clone(), schema.clone())).collect(),
-        users: BTreeMap::from([(user.to_owned(), entry.clone())]),
+        users: BTreeMap::from([(name.to_string(), entry.clone())]),
     }))
 }
 

@@ -21,6 +21,7 @@ use tracing::Instrument;
 use crate::answer::panicked;
 use crate::change::Changing;
 use crate::deadline::Deadline;
+use crate::pins::{PinnedRelation, Replay};
 use crate::plan::{Plan, Started};
 use crate::prepared::Named;
 use crate::queries::Running;
@@ -42,6 +43,8 @@ struct Inner {
     prepared: Mutex<HashMap<String, Named>>,
     /// The last catalog as the user saw it.
     seen: Mutex<Option<Arc<Catalog>>>,
+    /// The one query that the session plans as it was planned elsewhere, if it is made for that.
+    replay: Option<Replay>,
 }
 
 /// A parsed statement.
@@ -70,6 +73,11 @@ impl Statement {
     /// The statement as it was written, a password in it included: not to be shown.
     pub fn written(&self) -> &str {
         &self.source[self.range.clone()]
+    }
+
+    /// Whether the statement as it was written may be kept and sent about: others may hold a password or a key.
+    pub fn holds_no_secret(&self) -> bool {
+        matches!(self.kind, StatementKind::Sql(_) | StatementKind::Substrait(_))
     }
 
     /// Whether it reads or changes what belongs to the session alone: settings, prepared statements.
@@ -121,8 +129,8 @@ pub struct TableWords {
 
 /// What a statement comes to.
 pub(crate) enum Dispatched {
-    /// A query: its logical plan, and the state that it was planned in.
-    Planned(LogicalPlan, Arc<SessionState>),
+    /// A query: its logical plan, the state that it was planned in, and what it reads, if that can be told.
+    Planned(LogicalPlan, Arc<SessionState>, Option<Vec<PinnedRelation>>),
     /// Everything else is carried out.
     Answered(Answer),
 }
@@ -130,7 +138,27 @@ pub(crate) enum Dispatched {
 impl Session {
     pub(crate) fn new(engine: Engine, state: SessionState, principal: Principal) -> Self {
         let (state, prepared, seen) = (RwLock::new(state), Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { engine, principal, state, prepared, seen }) }
+        Self { inner: Arc::new(Inner { engine, principal, state, prepared, seen, replay: None }) }
+    }
+
+    /// A session of the same user that plans one query again.
+    pub(crate) fn with_replay(&self, state: SessionState, replay: Replay) -> Self {
+        let Inner { engine, principal, .. } = self.inner.as_ref();
+        let (engine, principal, replay) = (engine.clone(), principal.clone(), Some(replay));
+        let (state, prepared, seen) = (RwLock::new(state), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { engine, principal, state, prepared, seen, replay }) }
+    }
+
+    /// The session itself, or one that plans as it would without the query that is planned again.
+    pub(crate) fn without_replay(&self) -> Self {
+        match &self.inner.replay {
+            None => self.clone(),
+            Some(_) => Self::new(self.engine().clone(), self.state().as_ref().clone(), self.inner.principal.clone()),
+        }
+    }
+
+    pub(crate) fn replay_of(&self) -> Option<&Replay> {
+        self.inner.replay.as_ref()
     }
 
     pub(crate) fn principal(&self) -> &Principal {
@@ -202,7 +230,8 @@ impl Session {
         parameters: &[ScalarValue],
         prepared: Option<(&TemplateCell, &[Option<DataType>])>,
     ) -> Result<Started> {
-        let deadline = Deadline::of(&self.settings(), &statement.kind);
+        let elapsed = self.replay_of().map(|replay| replay.elapsed).unwrap_or_default();
+        let deadline = Deadline::of(&self.settings(), &statement.kind).map(|deadline| deadline.sooner_by(elapsed));
         let running = self.engine().queries().begin(&statement.kind, statement.text(), self.user());
         // Boxed: a caller's own futures would else hold the types of all statements.
         let work = self.carry_out(statement, parameters, deadline, &running, prepared);
@@ -234,14 +263,16 @@ impl Session {
         prepared: Option<(&TemplateCell, &[Option<DataType>])>,
     ) -> Result<Started> {
         if let Some((template, types)) = prepared {
-            if let Some((physical, state)) = template.bound(self, parameters).await? {
-                return Ok(Started::Query(Plan::of_physical(physical, &state, statement, deadline, running)));
+            if let Some((physical, state, reads)) = template.bound(self, parameters).await? {
+                return Ok(Started::Query(
+                    Plan::of_physical(physical, &state, statement, deadline, running).reading(reads),
+                ));
             }
             template.learn(self, statement, parameters, types).await;
         }
         Ok(match self.dispatch(&statement.kind, statement, parameters, deadline).await? {
-            Dispatched::Planned(plan, state) => {
-                Started::Query(Plan::new(&plan, &state, statement, deadline, running).await?)
+            Dispatched::Planned(plan, state, reads) => {
+                Started::Query(Plan::new(&plan, &state, statement, deadline, running).await?.reading(reads))
             }
             Dispatched::Answered(Answer::Rows(rows)) => {
                 Started::Answered(Answer::Rows(rows.of_running(Arc::clone(running))))
@@ -257,11 +288,18 @@ impl Session {
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         let mut statements = self.parse(sql)?;
         match (statements.pop(), statements.len()) {
-            (Some(statement), 0) => {
-                Prepared::new(self.clone(), statement).boxed().await.map_err(|error| error.placed_in(sql, 0..sql.len()))
-            }
+            (Some(statement), 0) => self.prepare_parsed(statement).await,
             _ => Err(Error::invalid("prepare takes one statement")),
         }
+    }
+
+    /// As [`Session::prepare`], of a statement that is parsed already.
+    ///
+    /// # Errors
+    /// A name that does not exist.
+    pub async fn prepare_parsed(&self, statement: Statement) -> Result<Prepared> {
+        let prepared = Prepared::new(self.clone(), statement.clone()).boxed().await;
+        prepared.map_err(|error| error.placed_in(&statement.source, 0..statement.source.len()))
     }
 
     /// The words for completion: one look at the catalog and at the columns of each table.
@@ -295,6 +333,9 @@ impl Session {
     pub(crate) fn state(&self) -> Arc<SessionState> {
         let mut state = self.inner.state.read().unwrap_or_else(PoisonError::into_inner).clone();
         state.mark_start_execution();
+        if let Some(replay) = self.replay_of() {
+            replay.set_moment(&mut state);
+        }
         Arc::new(state)
     }
 
@@ -342,6 +383,7 @@ impl Session {
             StatementKind::Check(table) => self.check(table).boxed().await,
             StatementKind::Kill(id) => self.kill_query(id).await,
             StatementKind::User(user) => self.change_users(user).boxed().await,
+            StatementKind::Substrait(plan) => return self.plan_substrait(plan, parameters).boxed().await,
         };
         answer.map(Dispatched::Answered)
     }
@@ -356,8 +398,8 @@ impl Session {
         use ast::Statement as Sql;
         let answer = match sql {
             Sql::Query(query) => {
-                let (plan, state) = self.plan_query(query, parameters).await?;
-                return Ok(Dispatched::Planned(plan, state));
+                let (plan, state, reads) = self.plan_reading(query, parameters).await?;
+                return Ok(Dispatched::Planned(plan, state, reads));
             }
             Sql::Insert(insert) => self.insert(insert, parameters, statement, deadline).boxed().await,
             Sql::Update(update) => {
@@ -415,6 +457,16 @@ impl Session {
         query: &ast::Query,
         parameters: &[ScalarValue],
     ) -> Result<(LogicalPlan, Arc<SessionState>)> {
+        let (plan, state, _) = self.plan_reading(query, parameters).await?;
+        Ok((plan, state))
+    }
+
+    /// As [`Session::plan_query`], and what the query reads, if that can be told.
+    async fn plan_reading(
+        &self,
+        query: &ast::Query,
+        parameters: &[ScalarValue],
+    ) -> Result<(LogicalPlan, Arc<SessionState>, Option<Vec<PinnedRelation>>)> {
         let state = self.state();
         let tables = StatementTables::new(self.clone(), state.clone());
         let planner = Planner { state: &state, resolver: &tables };
@@ -424,7 +476,7 @@ impl Session {
                 "parameter {name} has no value; run the statement with PREPARE and EXECUTE, or through prepare"
             )));
         }
-        Ok((plan, state))
+        Ok((plan, state, tables.reads()))
     }
 }
 

@@ -22,6 +22,7 @@ use planner::resolve::{RelationName, Resolved, TableResolver, searchable};
 use planner::statement::StatementKind;
 use planner::vector_search::VectorSearch;
 
+use crate::pins::PinnedRelation;
 use crate::resolver::StatementTables;
 use crate::session::Statement;
 use crate::{Result, ScalarValue, Session};
@@ -46,6 +47,9 @@ enum State {
     Made(Arc<Template>),
 }
 
+/// A plan with values in it, the state it was planned in, and what it reads.
+type Bound = (Arc<dyn ExecutionPlan>, Arc<SessionState>, Option<Vec<PinnedRelation>>);
+
 struct Template {
     physical: Arc<dyn ExecutionPlan>,
     state: Arc<SessionState>,
@@ -56,15 +60,13 @@ struct Template {
     fixed: Vec<(usize, ScalarValue)>,
     catalog_number: u64,
     tables: Vec<(RelationName, SchemaRef)>,
+    /// What it read when it was made, if that can be told.
+    reads: Option<Vec<PinnedRelation>>,
 }
 
 impl TemplateCell {
-    /// The plan of a prepared query with these values and the state it was planned in; `None` if it must be planned anew.
-    pub(crate) async fn bound(
-        &self,
-        session: &Session,
-        values: &[ScalarValue],
-    ) -> Result<Option<(Arc<dyn ExecutionPlan>, Arc<SessionState>)>> {
+    /// The plan of a prepared query with these values; `None` if it must be planned anew.
+    pub(crate) async fn bound(&self, session: &Session, values: &[ScalarValue]) -> Result<Option<Bound>> {
         let template = match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
             State::Made(template) => Arc::clone(template),
             State::Unknown | State::Never => return Ok(None),
@@ -121,15 +123,12 @@ impl Template {
             fixed,
             catalog_number: tables.catalog().await?.number,
             tables: names,
+            reads: tables.reads(),
             state,
         }))
     }
 
-    async fn bound(
-        &self,
-        session: &Session,
-        values: &[ScalarValue],
-    ) -> Result<Option<(Arc<dyn ExecutionPlan>, Arc<SessionState>)>> {
+    async fn bound(&self, session: &Session, values: &[ScalarValue]) -> Result<Option<Bound>> {
         let types: Vec<Option<DataType>> = self.types.iter().cloned().map(Some).collect();
         let Some(values) = fitted(values, &types) else { return Ok(None) };
         let is_same = |(at, fixed): &(usize, ScalarValue)| values.get(*at) == Some(fixed);
@@ -153,7 +152,15 @@ impl Template {
             snapshots.insert(table.snapshot.location().to_owned(), table.snapshot.clone());
         }
         let bound = bind(&self.physical, &values, &snapshots)?;
-        Ok(bound.map(|bound| (bound, Arc::clone(&self.state))))
+        Ok(bound.map(|bound| (bound, Arc::clone(&self.state), self.reads_now(&tables))))
+    }
+}
+
+impl Template {
+    /// What a run reads: the tables at their versions of now, and the views between.
+    fn reads_now(&self, tables: &StatementTables) -> Option<Vec<PinnedRelation>> {
+        let views = self.reads.as_ref()?.iter().filter(|relation| relation.version.is_none()).cloned();
+        Some(tables.reads()?.into_iter().chain(views).collect())
     }
 }
 

@@ -145,6 +145,7 @@ pub(crate) fn is_reading(kind: &StatementKind) -> bool {
             TimeStatement::Optimize(upkeep) | TimeStatement::Vacuum(upkeep) => upkeep.is_dry_run,
             _ => false,
         },
+        StatementKind::Substrait(_) => true,
         StatementKind::CreateExternal(_) | StatementKind::CopyFrom(_) | StatementKind::User(_) => false,
     }
 }
@@ -182,6 +183,7 @@ fn counts(values: impl IntoIterator<Item = Option<u64>>) -> ArrayRef {
 impl StatementTables {
     /// The versions of a table, oldest first.
     pub(crate) async fn history_table(&self, name: &RelationName) -> Result<Arc<dyn TableProvider>> {
+        self.note_local();
         let (_, entry) = self.versioned(name, Role::Read).await?;
         let versions = self.database().history(&entry).await?;
         let batch = batch(version_columns(&versions))?;
@@ -195,6 +197,7 @@ impl StatementTables {
         from: Option<&AsOf>,
         to: Option<&AsOf>,
     ) -> Result<Arc<dyn TableProvider>> {
+        self.note_local();
         let (_, entry) = self.versioned(name, Role::Read).await?;
         let (from, to) = (self.version_at(&entry, from).await?, self.version_at(&entry, to).await?);
         if from > to {

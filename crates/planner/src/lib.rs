@@ -25,6 +25,7 @@ pub mod settings;
 pub mod sql_text;
 pub mod sql_type;
 pub mod statement;
+pub mod substrait;
 pub mod text_length;
 mod time_operators;
 pub mod time_statement;

@@ -53,6 +53,8 @@ pub enum StatementKind {
     Kill(String),
     /// Users, GRANT, REVOKE.
     User(Box<UserStatement>),
+    /// A query that is no text: a Substrait plan.
+    Substrait(crate::substrait::SubstraitPlan),
 }
 
 /// `COPY table [(columns)] FROM 'file' [STORED AS format] [OPTIONS (key value, …)]`.

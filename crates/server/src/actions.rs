@@ -2,7 +2,8 @@
 
 use arrow_flight::sql::{
     ActionCancelQueryRequest, ActionCancelQueryResult, ActionClosePreparedStatementRequest,
-    ActionCreatePreparedStatementRequest, Any, Command, ProstMessageExt,
+    ActionCreatePreparedStatementRequest, ActionCreatePreparedSubstraitPlanRequest, Any, Command,
+    CommandStatementSubstraitPlan, ProstMessageExt,
 };
 use arrow_flight::{
     Action, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo,
@@ -14,12 +15,16 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
 use crate::core::Call;
-use crate::messages::{CREATE_PREPARED_STATEMENT_RESULT, CloseSessionResult, CloseStatus, SetSessionOptionsRequest};
+use crate::messages::{
+    CREATE_PREPARED_STATEMENT_RESULT, CloseSessionResult, CloseStatus, CreatePreparedStatementResult,
+    SetSessionOptionsRequest,
+};
 use crate::service::Service;
 use crate::sessions::COOKIE;
 use crate::status::malformed;
 
 const CREATE_PREPARED: &str = "CreatePreparedStatement";
+const CREATE_PREPARED_SUBSTRAIT: &str = "CreatePreparedSubstraitPlan";
 const CLOSE_PREPARED: &str = "ClosePreparedStatement";
 const CANCEL_QUERY: &str = "CancelQuery";
 const CANCEL_FLIGHT_INFO: &str = "CancelFlightInfo";
@@ -34,6 +39,10 @@ pub(crate) fn all() -> Vec<ActionType> {
         (
             CREATE_PREPARED,
             "Prepares a statement: ActionCreatePreparedStatementRequest to ActionCreatePreparedStatementResult",
+        ),
+        (
+            CREATE_PREPARED_SUBSTRAIT,
+            "Prepares a Substrait plan: ActionCreatePreparedSubstraitPlanRequest to ActionCreatePreparedStatementResult",
         ),
         (CLOSE_PREPARED, "Closes a prepared statement: ActionClosePreparedStatementRequest"),
         (CANCEL_QUERY, "Cancels a query: ActionCancelQueryRequest to ActionCancelQueryResult"),
@@ -65,7 +74,7 @@ impl Service {
         let body = &*action.body;
         if action.r#type == SET_OPTIONS && call.session.is_anonymous() {
             // Such a client has a session from now on, if it keeps cookies.
-            let (id, session) = self.core.sessions.open(None, self.core.engine.session())?;
+            let (id, session) = self.core.sessions.open(self.core.engine.session())?;
             let cookie = MetadataValue::try_from(format!("{COOKIE}={id}"))
                 .map_err(|error| Status::internal(error.to_string()))?;
             headers.cookie = Some(cookie);
@@ -77,16 +86,20 @@ impl Service {
                 if request.transaction_id.is_some_and(|id| !id.is_empty()) {
                     return Err(no_transactions());
                 }
-                let prepared = call.prepare(&request.query).await?;
-                let any = Any {
-                    type_url: CREATE_PREPARED_STATEMENT_RESULT.to_owned(),
-                    value: prepared.encode_to_vec().into(),
-                };
-                vec![any.encode_to_vec()]
+                vec![result_of(&call.prepare(call.parse(&request.query)?).await?)]
+            }
+            CREATE_PREPARED_SUBSTRAIT => {
+                let request: ActionCreatePreparedSubstraitPlanRequest = unpack(body)?;
+                let ActionCreatePreparedSubstraitPlanRequest { plan, transaction_id } = request;
+                let statement = call.of_substrait(&CommandStatementSubstraitPlan { plan, transaction_id })?;
+                vec![result_of(&call.prepare(statement).await?)]
             }
             CLOSE_PREPARED => {
                 let request: ActionClosePreparedStatementRequest = unpack(body)?;
-                self.core.handles.close(call.owner(), &request.prepared_statement_handle);
+                // One that is not this user's, or not so, is closed as far as this user goes.
+                if let Ok((id, _)) = self.core.seal.open(call.owner().user, &request.prepared_statement_handle) {
+                    self.core.handles.close(call.owner(), id);
+                }
                 vec![]
             }
             CANCEL_QUERY => {
@@ -114,9 +127,6 @@ impl Service {
                 vec![CloseSessionResult { status: CloseStatus::Closed as i32 }.encode_to_vec()]
             }
             "BeginTransaction" | "EndTransaction" | "BeginSavepoint" | "EndSavepoint" => return Err(no_transactions()),
-            "CreatePreparedSubstraitPlan" => {
-                return Err(Status::unimplemented("Substrait plans are not supported; send SQL"));
-            }
             other => {
                 return Err(Status::unimplemented(format!(
                     "there is no action {other}; ListActions names those there are"
@@ -128,20 +138,26 @@ impl Service {
     }
 }
 
-fn no_transactions() -> Status {
+/// What preparing a statement answers.
+fn result_of(prepared: &CreatePreparedStatementResult) -> Vec<u8> {
+    let type_url = CREATE_PREPARED_STATEMENT_RESULT.to_owned();
+    Any { type_url, value: prepared.encode_to_vec().into() }.encode_to_vec()
+}
+
+pub(crate) fn no_transactions() -> Status {
     Status::unimplemented("there are no transactions of several statements: each statement is one of its own")
 }
 
 impl Call {
     /// Cancels the statement of an information: what runs of it ends, and its answer is forgotten.
     async fn cancel(&self, info: &FlightInfo) -> CancelStatus {
-        let polled =
-            info.flight_descriptor.as_ref().and_then(Self::handle_of_poll).map(|handle| handle.as_bytes().to_vec());
-        let tickets = info.endpoint.iter().filter_map(|endpoint| handle_of(&endpoint.ticket.as_ref()?.ticket));
+        let polled = info.flight_descriptor.as_ref().and_then(Self::id_of_poll);
+        let handles = info.endpoint.iter().filter_map(|endpoint| handle_of(&endpoint.ticket.as_ref()?.ticket));
+        let tickets = handles.filter_map(|handle| Some(self.ticket(&handle).ok()?.0));
         let mut is_known = false;
-        for handle in polled.into_iter().chain(tickets) {
-            let Ok(held) = self.core.handles.find(self.owner(), &handle) else { continue };
-            is_known |= self.core.handles.close(self.owner(), &handle);
+        for id in polled.into_iter().chain(tickets) {
+            let Ok(Some(held)) = self.core.handles.find(self.owner(), id) else { continue };
+            is_known |= self.core.handles.close(self.owner(), id);
             for query_id in held.query_ids() {
                 // It may have ended by itself meanwhile.
                 let _ = self.session.engine.cancel(&query_id).await;
@@ -155,17 +171,29 @@ impl Call {
         let mut endpoint = request.endpoint.ok_or_else(|| malformed("the action", "it names no endpoint"))?;
         let handle = endpoint.ticket.as_ref().and_then(|ticket| handle_of(&ticket.ticket));
         let handle = handle.ok_or_else(|| malformed("the endpoint", "its ticket is not that of an answer"))?;
-        let expiry = self.core.handles.renew(self.owner(), &handle)?;
+        let (id, ticket) = self.ticket(&handle)?;
+        if self.core.handles.find(self.owner(), id)?.is_none() {
+            if ticket.is_expired() {
+                return Err(crate::seal::unknown());
+            }
+            if ticket.replay.is_none() {
+                return Err(ticket.kept_elsewhere());
+            }
+        }
+        let expiry = self.core.handles.renew(self.owner(), id)?;
+        // The old ticket is as good here, the new one everywhere.
+        let ticket = crate::travel::Ticket { expires_us: crate::travel::micros(expiry), ..ticket };
+        endpoint.ticket = Some(self.sealed(id, ticket));
         endpoint.expiration_time = Some(expiry.into());
         Ok(endpoint.encode_to_vec())
     }
 }
 
 /// The handle in a ticket of an answer.
-fn handle_of(ticket: &[u8]) -> Option<Vec<u8>> {
+fn handle_of(ticket: &[u8]) -> Option<bytes::Bytes> {
     let any: Any = Message::decode(ticket).ok()?;
     match Command::try_from(any).ok()? {
-        Command::TicketStatementQuery(ticket) => ticket.statement_handle.get(..16).map(<[u8]>::to_vec),
+        Command::TicketStatementQuery(ticket) => Some(ticket.statement_handle),
         _ => None,
     }
 }

@@ -1,18 +1,21 @@
 //! What all calls of a server share, and the one call that is being answered.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use engine::Engine;
+use engine::{Engine, Secret, Session, UserIdentity};
 use sha2::{Digest, Sha256};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
+use uuid::Uuid;
 
 use crate::admission::{Admission, Admitted};
 use crate::handles::{Handles, Owner};
 use crate::metrics::{Metrics, StatementKind};
 use crate::options::{Limits, ServerOptions};
-use crate::sessions::{ClientSession, Sessions};
+use crate::seal::Seal;
+use crate::sessions::{ClientSession, Sessions, locked};
+use crate::status::status_of;
 use crate::wire::Types;
 
 /// A server's state.
@@ -20,19 +23,26 @@ pub(crate) struct Core {
     pub(crate) engine: Engine,
     pub(crate) sessions: Sessions,
     pub(crate) handles: Handles,
+    pub(crate) seal: Seal,
     pub(crate) admission: Arc<Admission>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     /// Whether clients must prove who they are.
     asks: bool,
+    /// Whether a client's certificate says who its user is.
+    pub(crate) certificates_name_users: bool,
+    /// Begins the ids of sessions that clients have by their certificates; nobody can guess it.
+    pub(crate) certified: Uuid,
     /// Users by the SHA-256 of their static tokens: looking a token up tells nothing of the others by its time.
     tokens: HashMap<[u8; 32], String>,
+    /// The ids of the users of static tokens, by name, once they were seen: a token is not that of a later user.
+    token_users: Mutex<HashMap<String, UserIdentity>>,
 }
 
 impl Core {
     /// # Errors
     /// A file of tokens that cannot be read.
-    pub(crate) fn new(engine: Engine, options: &ServerOptions, metrics: Metrics) -> Result<Arc<Self>, String> {
+    pub(crate) async fn new(engine: Engine, options: &ServerOptions, metrics: Metrics) -> Result<Arc<Self>, String> {
         let limits = options.limits.clone();
         engine.set_slow_query(options.slow_query);
         let tokens = match &options.token_file {
@@ -45,9 +55,24 @@ impl Core {
             }
             None => HashMap::new(),
         };
+        let token_users = Mutex::default();
+        for name in tokens.values() {
+            // Who is not there yet may be made later.
+            if let Ok(session) = engine.session_as(name).await {
+                remember(&token_users, &session);
+            }
+        }
+        let secret = engine.shared_secret().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "handles of this server are good here alone: the servers' secret cannot be had");
+            Secret::random()
+        });
         Ok(Arc::new(Self {
-            asks: options.auth,
+            asks: options.asks(),
+            certificates_name_users: options.certificates_name_users(),
+            certified: Uuid::new_v4(),
             tokens,
+            token_users,
+            seal: Seal::new(&secret)?,
             sessions: Sessions::new(&engine, &limits, metrics.clone()),
             handles: Handles::new(&limits, metrics.clone()),
             admission: Admission::new(&limits, metrics.clone()),
@@ -67,12 +92,35 @@ impl Core {
         self.tokens.get(&digest(token)).cloned()
     }
 
-    /// Forgets what is too old.
-    pub(crate) fn sweep(&self) {
+    /// A session of the user of a static token.
+    ///
+    /// # Errors
+    /// There is no such user, or another one than when the server first saw the user.
+    pub(crate) async fn session_of_token(&self, user: &str) -> Result<Session, Status> {
+        let session = self.engine.session_as(user).await.map_err(|error| status_of(&error))?;
+        if remember(&self.token_users, &session) {
+            return Ok(session);
+        }
+        Err(Status::unauthenticated(format!(
+            "the token was that of a user {user} who was dropped; start the server anew to let it be that of the present one"
+        )))
+    }
+
+    /// Forgets what is too old, and the sessions of users who were dropped.
+    pub(crate) async fn sweep(&self) {
+        // It looks whether the catalog has changed; if it cannot be read now, it is at the next statement.
+        let _ = self.engine.has_users().await;
+        self.sessions.close_dropped(&self.engine);
         self.sessions.close_idle();
         let open = self.sessions.numbers();
         self.handles.sweep(|session| open.contains(&session));
     }
+}
+
+/// Whether the session's user is the one who had the name when it was first seen.
+fn remember(seen: &Mutex<HashMap<String, UserIdentity>>, session: &Session) -> bool {
+    let Some(user) = session.identity() else { return false };
+    locked(seen).entry(user.name.to_string()).or_insert_with(|| user.clone()) == user
 }
 
 fn digest(token: &str) -> [u8; 32] {

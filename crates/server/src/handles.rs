@@ -1,29 +1,44 @@
 //! What clients refer to by a handle: prepared statements, and answers that wait to be fetched.
 //!
-//! A handle is 16 random bytes. It is its owner's alone: anybody else's is as good as one that was never given out. An
-//! answer goes after a time, a prepared statement when its client closes it; both are counted for each session.
+//! Each is found by the random id in its handle (`seal.rs`). It is its owner's alone: anybody else's is as good as one that
+//! was never given out. An answer goes after a time, a prepared statement when its client closes it; both are counted for
+//! each session. What is not here may be another server's, or have been here before a restart: `prepared.rs` and `redeem.rs` make
+//! it anew from the handle.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use engine::Plan;
+use engine::{Plan, UserIdentity};
 use futures::stream::BoxStream;
 use tonic::Status;
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
 use crate::options::Limits;
+use crate::seal::unknown;
 use crate::sessions::locked;
+
+/// Handles that were closed and are remembered, so that they are not made anew.
+const CLOSED_MAX: usize = 4_096;
 
 /// A prepared statement of a client.
 pub(crate) struct Prepared {
     pub(crate) prepared: engine::Prepared,
-    /// The values that were bound last: one row for each run.
-    pub(crate) bound: Mutex<Option<RecordBatch>>,
+    /// The values that were bound last.
+    pub(crate) bound: Mutex<Option<Arc<Bound>>>,
+}
+
+/// Values of a prepared statement: one row for each run.
+pub(crate) struct Bound {
+    pub(crate) values: RecordBatch,
+    /// Tells these values from others that were bound to the statement.
+    pub(crate) binding: u64,
+    /// The values as they are sent about, if they are not too large for that.
+    pub(crate) travelling: Option<bytes::Bytes>,
 }
 
 /// The answer of a statement that was planned or carried out.
@@ -74,7 +89,7 @@ impl Held {
 }
 
 struct Entry {
-    owner: Option<String>,
+    owner: Option<UserIdentity>,
     session: u64,
     held: Held,
     /// When it goes by itself.
@@ -88,6 +103,8 @@ pub(crate) struct Handles {
     lifetime: Duration,
     per_session_max: usize,
     entries: Mutex<HashMap<Uuid, Entry>>,
+    /// The last that were closed, the newest last.
+    closed: Mutex<VecDeque<Uuid>>,
     metrics: Metrics,
 }
 
@@ -95,7 +112,7 @@ pub(crate) struct Handles {
 #[derive(Clone, Copy)]
 pub(crate) struct Owner<'a> {
     /// The user; nobody where the server does not ask.
-    pub(crate) user: Option<&'a str>,
+    pub(crate) user: Option<&'a UserIdentity>,
     /// The session's number.
     pub(crate) session: u64,
 }
@@ -103,20 +120,32 @@ pub(crate) struct Owner<'a> {
 impl Handles {
     pub(crate) fn new(limits: &Limits, metrics: Metrics) -> Self {
         let (lifetime, per_session_max) = (limits.handle_lifetime, limits.handles_per_session_max);
-        Self { lifetime, per_session_max, entries: Mutex::default(), metrics }
+        Self { lifetime, per_session_max, entries: Mutex::default(), closed: Mutex::default(), metrics }
     }
 
-    /// Gives a handle out.
+    /// Keeps something under a new id.
     ///
     /// # Errors
     /// More handles of one session than there may be.
     pub(crate) fn add(&self, owner: Owner<'_>, held: Held) -> Result<Uuid, Status> {
         let id = Uuid::new_v4();
+        self.adopt(owner, id, held, self.lifetime)?;
+        Ok(id)
+    }
+
+    /// Keeps something under the id that a handle has; what is kept under it already stays. Answers go after `lifetime`.
+    ///
+    /// # Errors
+    /// As [`Handles::add`].
+    pub(crate) fn adopt(&self, owner: Owner<'_>, id: Uuid, held: Held, lifetime: Duration) -> Result<Held, Status> {
         let expires = match held {
             Held::Prepared(_) => None,
-            Held::Waiting(_) | Held::Polled(_) => Some(Instant::now() + self.lifetime),
+            Held::Waiting(_) | Held::Polled(_) => Some(Instant::now() + lifetime),
         };
         let mut entries = locked(&self.entries);
+        if let Some(there) = entries.get(&id).filter(|entry| entry.owner.as_ref() == owner.user) {
+            return Ok(there.held.clone());
+        }
         let of_session = entries.values().filter(|entry| entry.session == owner.session).count();
         if of_session >= self.per_session_max && !make_room(&mut entries, owner.session) {
             return Err(Status::resource_exhausted(format!(
@@ -124,44 +153,31 @@ impl Handles {
             )));
         }
         let _counted = self.metrics.handle();
-        let entry = Entry { owner: owner.user.map(str::to_owned), session: owner.session, held, expires, _counted };
-        entries.insert(id, entry);
-        Ok(id)
+        let (user, session) = (owner.user.cloned(), owner.session);
+        entries.insert(id, Entry { owner: user, session, held: held.clone(), expires, _counted });
+        Ok(held)
     }
 
-    /// What a handle stands for.
+    /// What an id stands for; `None` if it is not here, and was not closed here.
     ///
     /// # Errors
-    /// A handle that is not this user's, was closed, or is too old.
-    pub(crate) fn find(&self, owner: Owner<'_>, handle: &[u8]) -> Result<Held, Status> {
-        let gone = || {
-            Status::not_found(
-                "the handle is unknown: it was closed, is too old, or is another session's; run the statement again",
-            )
-        };
-        let id = Uuid::from_slice(handle).map_err(|_| gone())?;
+    /// It is not this user's, was closed, or is too old.
+    pub(crate) fn find(&self, owner: Owner<'_>, id: Uuid) -> Result<Option<Held>, Status> {
         let entries = locked(&self.entries);
-        let entry = entries.get(&id).filter(|entry| entry.owner.as_deref() == owner.user).ok_or_else(gone)?;
-        match entry.expires {
-            Some(expires) if expires < Instant::now() => Err(gone()),
-            _ => Ok(entry.held.clone()),
-        }
+        let Some(entry) = entries.get(&id) else {
+            let is_closed = locked(&self.closed).contains(&id);
+            return if is_closed { Err(unknown()) } else { Ok(None) };
+        };
+        let is_old = entry.expires.is_some_and(|expires| expires < Instant::now());
+        if is_old || entry.owner.as_ref() != owner.user { Err(unknown()) } else { Ok(Some(entry.held.clone())) }
     }
 
-    pub(crate) fn prepared(&self, owner: Owner<'_>, handle: &[u8]) -> Result<Arc<Prepared>, Status> {
-        match self.find(owner, handle)? {
-            Held::Prepared(prepared) => Ok(prepared),
-            _ => Err(Status::invalid_argument("the handle is that of an answer, not of a prepared statement")),
-        }
-    }
-
-    /// Lets an answer wait as long again; when it goes.
+    /// Lets an answer wait as long again, if it is here; when it goes.
     ///
     /// # Errors
     /// As [`Handles::find`].
-    pub(crate) fn renew(&self, owner: Owner<'_>, handle: &[u8]) -> Result<SystemTime, Status> {
-        self.find(owner, handle)?;
-        let id = Uuid::from_slice(handle).unwrap_or_default();
+    pub(crate) fn renew(&self, owner: Owner<'_>, id: Uuid) -> Result<SystemTime, Status> {
+        self.find(owner, id)?;
         if let Some(entry) = locked(&self.entries).get_mut(&id) {
             entry.expires = Some(Instant::now() + self.lifetime);
         }
@@ -173,12 +189,18 @@ impl Handles {
         SystemTime::now() + self.lifetime
     }
 
-    /// Forgets a handle; whether it was there and this owner's.
-    pub(crate) fn close(&self, owner: Owner<'_>, handle: &[u8]) -> bool {
-        let Ok(id) = Uuid::from_slice(handle) else { return false };
+    /// Forgets what an id of this owner stands for; whether it was here.
+    pub(crate) fn close(&self, owner: Owner<'_>, id: Uuid) -> bool {
         let mut entries = locked(&self.entries);
-        let is_own = entries.get(&id).is_some_and(|entry| entry.owner.as_deref() == owner.user);
-        is_own && entries.remove(&id).is_some()
+        if entries.get(&id).is_some_and(|entry| entry.owner.as_ref() != owner.user) {
+            return false;
+        }
+        let mut closed = locked(&self.closed);
+        if closed.len() == CLOSED_MAX {
+            closed.pop_front();
+        }
+        closed.push_back(id);
+        entries.remove(&id).is_some()
     }
 
     /// Forgets what is too old, and what sessions that are gone have left.
@@ -227,20 +249,35 @@ mod tests {
     #[test]
     fn a_handle_is_its_owners_alone() {
         let handles = handles(Duration::from_secs(60), 2);
-        let (ada, bob) = (Owner { user: Some("ada"), session: 1 }, Owner { user: Some("bob"), session: 2 });
-        let id = handles.add(ada, Held::Waiting(waiting())).unwrap();
-        assert!(handles.find(ada, id.as_bytes()).is_ok());
-        let another = Owner { user: Some("ada"), session: 9 };
-        assert!(handles.find(another, id.as_bytes()).is_ok(), "another connection of the same user");
-        for stranger in [bob, Owner { user: None, session: 1 }] {
-            assert_eq!(handles.find(stranger, id.as_bytes()).err().unwrap().code(), tonic::Code::NotFound);
-            assert!(!handles.close(stranger, id.as_bytes()));
+        let user = |name: &str, id: &str| UserIdentity { name: name.into(), id: id.into() };
+        let (ada, bob, later) = (user("ada", "1"), user("bob", "2"), user("ada", "3"));
+        let owner = |user, session| Owner { user, session };
+        let id = handles.add(owner(Some(&ada), 1), Held::Waiting(waiting())).unwrap();
+        assert!(handles.find(owner(Some(&ada), 1), id).unwrap().is_some());
+        assert!(handles.find(owner(Some(&ada), 9), id).unwrap().is_some(), "another connection of the same user");
+        for stranger in [Some(&bob), Some(&later), None] {
+            let stranger = owner(stranger, 1);
+            assert_eq!(handles.find(stranger, id).err().unwrap().code(), tonic::Code::NotFound);
+            assert!(!handles.close(stranger, id));
         }
-        for bad in [&b""[..], b"short", &[0; 16], &[0; 17]] {
-            assert!(handles.find(ada, bad).is_err());
+        assert!(handles.find(owner(Some(&ada), 1), Uuid::new_v4()).unwrap().is_none());
+        assert!(handles.close(owner(Some(&ada), 1), id));
+        assert!(handles.find(owner(Some(&ada), 1), id).is_err(), "it is remembered as closed");
+    }
+
+    #[test]
+    fn what_is_kept_under_an_id_stays() {
+        let handles = handles(Duration::from_secs(60), 2);
+        let (owner, id) = (Owner { user: None, session: 1 }, Uuid::new_v4());
+        let (first, second) = (waiting(), waiting());
+        for one in [&first, &second] {
+            let lifetime = Duration::from_secs(60);
+            let Held::Waiting(kept) = handles.adopt(owner, id, Held::Waiting(Arc::clone(one)), lifetime).unwrap()
+            else {
+                panic!("another kind")
+            };
+            assert!(Arc::ptr_eq(&kept, &first));
         }
-        assert!(handles.close(ada, id.as_bytes()));
-        assert!(handles.find(ada, id.as_bytes()).is_err());
     }
 
     #[test]
@@ -253,7 +290,7 @@ mod tests {
         assert!(handles.add(owner, Held::Waiting(waiting())).is_err());
         first.is_fetched.store(true, Ordering::Relaxed);
         assert!(handles.add(owner, Held::Waiting(waiting())).is_ok());
-        assert!(handles.find(owner, id.as_bytes()).is_err());
+        assert!(handles.find(owner, id).unwrap().is_none());
     }
 
     #[test]
@@ -262,7 +299,7 @@ mod tests {
         let old = handles(Duration::ZERO, 8);
         let id = old.add(owner, Held::Waiting(waiting())).unwrap();
         std::thread::yield_now();
-        assert!(old.find(owner, id.as_bytes()).is_err() || Instant::now().elapsed() < Duration::from_millis(1));
+        assert!(old.find(owner, id).is_err() || Instant::now().elapsed() < Duration::from_millis(1));
         let handles = handles(Duration::from_secs(60), 8);
         handles.add(owner, Held::Waiting(waiting())).unwrap();
         handles.sweep(|_| true);

@@ -1,7 +1,8 @@
 //! Who asks, and how? A database served over Arrow Flight SQL, and a client of such servers.
 //!
 //! [`serve`] answers the calls of Flight SQL clients: `service` takes each call apart and finds out who makes it
-//! (`authentication`, `sessions`), `statements`, `prepared`, `ingest`, `poll` and `catalog` answer it, `wire` puts rows into
+//! (`authentication`, `sessions`), `statements`, `prepared`, `ingest`, `poll` and `catalog` answer it, `seal` and
+//! `travel` make handles that every server of the database can go on with, `wire` puts rows into
 //! messages. What SQL means and how it runs is the engine's. Beside them: `http`, `metrics` and `telemetry` tell how the server
 //! fares.
 
@@ -9,6 +10,7 @@ mod actions;
 mod admission;
 mod authentication;
 mod catalog;
+mod certificate;
 mod client;
 mod core;
 mod handles;
@@ -19,6 +21,8 @@ pub mod metrics;
 mod options;
 mod poll;
 mod prepared;
+mod redeem;
+mod seal;
 mod serve;
 mod service;
 mod session_options;
@@ -27,6 +31,7 @@ mod sql_info;
 mod statements;
 mod status;
 pub mod telemetry;
+mod travel;
 mod type_info;
 mod updates;
 mod wire;

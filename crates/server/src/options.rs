@@ -36,9 +36,23 @@ pub struct TlsOptions {
     pub certificate: PathBuf,
     /// PEM file: the key of the certificate.
     pub key: PathBuf,
-    /// PEM file: the authority that signs clients' certificates. If given, a client without one is refused. Who the user
-    /// is, a certificate does not say: that takes `auth` too.
+    /// PEM file: the authority that signs clients' certificates. If given, a client without one is refused.
     pub client_ca: Option<PathBuf>,
+    /// Whether the common name in a client's certificate is the name of its user, who must exist. Without it a certificate
+    /// does not say who the user is: that takes `auth` too.
+    pub client_user: bool,
+}
+
+impl ServerOptions {
+    /// Whether clients must prove who they are, in whatever way.
+    pub(crate) fn asks(&self) -> bool {
+        self.auth || self.certificates_name_users()
+    }
+
+    /// Whether a client's certificate says who its user is.
+    pub(crate) fn certificates_name_users(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some() && tls.client_user)
+    }
 }
 
 /// Bounds of a server.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use arrow_flight::sql::{Any, Command};
 use arrow_flight::{FlightDescriptor, FlightInfo, PollInfo};
-use engine::ScalarValue;
 use futures::stream::StreamExt;
 use tokio::sync::Notify;
 use tonic::Status;
@@ -15,7 +14,7 @@ use crate::core::Call;
 use crate::handles::{Held, RowsOf, Waiting};
 use crate::metrics::StatementKind;
 use crate::sessions::locked;
-use crate::statements::Runnable;
+use crate::statements::Asked;
 use crate::status::{malformed, status_of};
 use crate::wire;
 
@@ -64,22 +63,24 @@ impl Polled {
 impl Call {
     /// One poll: the first begins the statement of the descriptor, the others ask for what became of it.
     pub(crate) async fn poll(&self, descriptor: FlightDescriptor) -> Result<PollInfo, Status> {
-        if let Some(handle) = descriptor.cmd.strip_prefix(MAGIC) {
-            return match self.core.handles.find(self.owner(), handle)? {
-                Held::Polled(polled) => {
-                    let handle = handle.to_vec();
-                    self.told(&polled, &handle).await
-                }
-                _ => Err(malformed("the descriptor", "its handle is not that of a polled statement")),
+        if descriptor.cmd.starts_with(MAGIC) {
+            let id =
+                Self::id_of_poll(&descriptor).ok_or_else(|| malformed("the descriptor", "it is not one of a poll"))?;
+            return match self.core.handles.find(self.owner(), id)? {
+                Some(Held::Polled(polled)) => self.told(&polled, id).await,
+                Some(_) => Err(malformed("the descriptor", "its handle is not that of a polled statement")),
+                None => Err(Status::not_found(
+                    "the handle is unknown: the statement that is polled is too old, or runs on another server; poll it there, or run it again",
+                )),
             };
         }
-        let (runnable, rows) = self.of_descriptor(&descriptor)?;
+        let asked = self.of_descriptor(&descriptor).await?;
         let state = State::Running { progress: None, query_id: None };
         let polled = Arc::new(Polled { state: Mutex::new(state), changed: Notify::new(), task: Mutex::default() });
-        let handle = self.core.handles.add(self.owner(), Held::Polled(Arc::clone(&polled)))?;
+        let id = self.core.handles.add(self.owner(), Held::Polled(Arc::clone(&polled)))?;
         let (call, weak) = (self.clone(), Arc::downgrade(&polled));
         let task = tokio::spawn(async move {
-            let outcome = call.run_polled(&runnable, &rows, descriptor, &weak).await;
+            let outcome = call.run_polled(&asked, descriptor, &weak).await;
             if let Some(polled) = weak.upgrade() {
                 polled.set(match outcome {
                     Ok(information) => State::Ready(Box::new(information)),
@@ -88,15 +89,16 @@ impl Call {
             }
         });
         *locked(&polled.task) = Some(task.abort_handle());
-        self.told(&polled, handle.as_bytes()).await
+        self.told(&polled, id).await
     }
 
     /// The statement that a descriptor names, and its values.
-    fn of_descriptor(&self, descriptor: &FlightDescriptor) -> Result<(Runnable, Vec<Vec<ScalarValue>>), Status> {
+    async fn of_descriptor(&self, descriptor: &FlightDescriptor) -> Result<Asked, Status> {
         let any: Any = prost::Message::decode(&*descriptor.cmd).map_err(|error| malformed("the descriptor", error))?;
         match Command::try_from(any).map_err(|error| malformed("the command", error))? {
-            Command::CommandStatementQuery(command) => Ok((self.parsed(&command.query)?, vec![vec![]])),
-            Command::CommandPreparedStatementQuery(command) => self.prepared(&command.prepared_statement_handle),
+            Command::CommandStatementQuery(command) => self.parsed(&command.query),
+            Command::CommandStatementSubstraitPlan(command) => self.planned(&command),
+            Command::CommandPreparedStatementQuery(command) => self.prepared(&command.prepared_statement_handle).await,
             other => Err(Status::unimplemented(format!(
                 "{} is not polled; ask for its information at once",
                 other.type_url().rsplit('.').next().unwrap_or_default()
@@ -107,12 +109,11 @@ impl Call {
     /// Runs a statement to its first rows: what comes before them is what takes long.
     async fn run_polled(
         &self,
-        runnable: &Runnable,
-        rows: &[Vec<ScalarValue>],
+        asked: &Asked,
         descriptor: FlightDescriptor,
         polled: &std::sync::Weak<Polled>,
     ) -> Result<FlightInfo, Status> {
-        let begun = self.begin(runnable, rows).await?;
+        let begun = self.begin(asked).await?;
         self.make_first_rows(&begun.waiting, begun.query_id.as_ref(), polled).await?;
         self.information(begun, descriptor)
     }
@@ -138,7 +139,7 @@ impl Call {
     }
 
     /// What became of a polled statement: its answer, or how far it is.
-    async fn told(&self, polled: &Polled, handle: &[u8]) -> Result<PollInfo, Status> {
+    async fn told(&self, polled: &Polled, id: Uuid) -> Result<PollInfo, Status> {
         let mut changed = std::pin::pin!(polled.changed.notified());
         changed.as_mut().enable();
         if matches!(*locked(&polled.state), State::Running { .. }) {
@@ -160,8 +161,8 @@ impl Call {
             }
         };
         let mut cmd = MAGIC.to_vec();
-        cmd.extend_from_slice(handle);
-        let expiry = self.core.handles.renew(self.owner(), handle)?;
+        cmd.extend_from_slice(id.as_bytes());
+        let expiry = self.core.handles.renew(self.owner(), id)?;
         let told = PollInfo::new()
             .with_info(information)
             .with_descriptor(FlightDescriptor::new_cmd(cmd))
@@ -171,8 +172,8 @@ impl Call {
             .map_err(|error| Status::internal(error.to_string()))
     }
 
-    /// The handle that a descriptor of a poll holds.
-    pub(crate) fn handle_of_poll(descriptor: &FlightDescriptor) -> Option<Uuid> {
+    /// The id that a descriptor of a poll holds: random, and of no use elsewhere, so it needs no seal.
+    pub(crate) fn id_of_poll(descriptor: &FlightDescriptor) -> Option<Uuid> {
         descriptor.cmd.strip_prefix(MAGIC).and_then(|handle| Uuid::from_slice(handle).ok())
     }
 }

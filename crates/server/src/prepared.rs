@@ -1,4 +1,8 @@
 //! Prepared statements: made once, bound to values, run for each row of them.
+//!
+//! A handle holds the statement, and the one that binding values gives back holds these too: whoever goes on with the newest handle
+//! runs what it says, on any server of the database. Clients that stay with the first handle run it with the values that were bound
+//! last on the server that they are connected to.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,24 +11,29 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::{IpcMessage, SchemaAsIpc};
-use engine::ScalarValue;
+use bytes::Bytes;
+use engine::{ScalarValue, Statement};
+use prost::Message;
 use tonic::Status;
+use uuid::Uuid;
 
 use crate::catalog::prepared_schema;
 use crate::core::Call;
-use crate::handles::{Held, Prepared};
+use crate::handles::{Bound, Held, Prepared};
 use crate::messages::CreatePreparedStatementResult;
+use crate::seal::unknown;
 use crate::sessions::locked;
+use crate::statements::{Asked, Runnable};
 use crate::status::{malformed, status_of};
+use crate::travel::{self, Body, Content, Source, VALUES_BYTES_MAX, arrived, travelling};
 
 /// Rows of values for one run.
 const BOUND_ROWS_MAX: usize = 100_000;
 
 impl Call {
     /// Prepares a statement: its handle, the columns of its answer and its parameters.
-    pub(crate) async fn prepare(&self, sql: &str) -> Result<CreatePreparedStatementResult, Status> {
-        self.parse(sql)?;
-        let prepared = self.session.engine.prepare(sql).await.map_err(|error| status_of(&error))?;
+    pub(crate) async fn prepare(&self, statement: Statement) -> Result<CreatePreparedStatementResult, Status> {
+        let prepared = self.session.engine.prepare_parsed(statement).await.map_err(|error| status_of(&error))?;
         let description = prepared.description();
         let columns = match &description.columns {
             Some(columns) => ipc(&prepared_schema(columns, self.types))?,
@@ -41,13 +50,110 @@ impl Call {
         let parameters = ipc(&self.types.schema(&Schema::new(parameters)))?;
         let is_update = description.is_update;
         let prepared = Arc::new(Prepared { prepared, bound: Mutex::default() });
-        let handle = self.core.handles.add(self.owner(), Held::Prepared(prepared))?;
+        let id = self.core.handles.add(self.owner(), Held::Prepared(Arc::clone(&prepared)))?;
         Ok(CreatePreparedStatementResult {
-            prepared_statement_handle: handle.as_bytes().to_vec().into(),
+            prepared_statement_handle: self.handle_of(id, &prepared, None),
             dataset_schema: columns,
             parameter_schema: parameters,
             is_update: Some(is_update),
         })
+    }
+
+    /// The handle of a prepared statement with these values.
+    fn handle_of(&self, id: Uuid, prepared: &Prepared, bound: Option<&Bound>) -> Bytes {
+        let prepared = travel::Prepared {
+            source: Source::of(prepared.prepared.statement()),
+            binding: bound.map_or(0, |bound| bound.binding),
+            values: bound.and_then(|bound| bound.travelling.clone()),
+        };
+        let body = Body { content: Some(Content::Prepared(prepared)) };
+        self.core.seal.seal(self.owner().user, id, &body.encode_to_vec())
+    }
+
+    /// The prepared statement of a handle, prepared here if another server has done it first.
+    pub(crate) async fn prepared_of(&self, handle: &Bytes) -> Result<Found, Status> {
+        let (id, body) = self.core.seal.open(self.owner().user, handle)?;
+        let Some(Content::Prepared(said)) = Body::read(body)?.content else {
+            return Err(Status::invalid_argument("the handle is that of an answer, not of a prepared statement"));
+        };
+        let held = match self.core.handles.find(self.owner(), id)? {
+            Some(held) => held,
+            None => Box::pin(self.prepare_again(id, &said)).await?,
+        };
+        match held {
+            Held::Prepared(prepared) => Ok(Found { id, prepared, said }),
+            _ => Err(unknown()),
+        }
+    }
+
+    async fn prepare_again(&self, id: Uuid, said: &travel::Prepared) -> Result<Held, Status> {
+        let source = said.source.as_ref().ok_or_else(|| {
+            Status::not_found(
+                "the prepared statement is with the server that prepared it, or is gone with it: it is too long to be carried about in its handle, or may hold a secret; prepare it here",
+            )
+        })?;
+        let statement = self.arrived(source)?;
+        let prepared = self.session.engine.prepare_parsed(statement).await.map_err(|error| status_of(&error))?;
+        let held = Held::Prepared(Arc::new(Prepared { prepared, bound: Mutex::default() }));
+        self.core.handles.adopt(self.owner(), id, held, std::time::Duration::ZERO)
+    }
+
+    /// The prepared statement of a handle, to be run.
+    pub(crate) async fn prepared(&self, handle: &Bytes) -> Result<Asked, Status> {
+        let found = self.prepared_of(handle).await?;
+        let bound = found.bound()?;
+        Asked::of_prepared(found.prepared, bound)
+    }
+
+    /// Binds values to a prepared statement; the handle that holds them.
+    pub(crate) async fn bind(&self, handle: &Bytes, batches: &[RecordBatch]) -> Result<Bytes, Status> {
+        let Found { id, prepared, .. } = self.prepared_of(handle).await?;
+        let bound = prepared.bind(batches)?;
+        Ok(self.handle_of(id, &prepared, bound.as_deref()))
+    }
+}
+
+/// The prepared statement of a handle, and what the handle says.
+pub(crate) struct Found {
+    id: Uuid,
+    pub(crate) prepared: Arc<Prepared>,
+    said: travel::Prepared,
+}
+
+impl Found {
+    /// The values to run with: those that the handle says, or those that were bound last if it says none.
+    ///
+    /// # Errors
+    /// The handle says values that are elsewhere, or were replaced.
+    fn bound(&self) -> Result<Option<Arc<Bound>>, Status> {
+        let last = locked(&self.prepared.bound).clone();
+        match (&self.said.values, last) {
+            (_, last) if self.said.binding == 0 => Ok(last),
+            (_, Some(last)) if last.binding == self.said.binding => Ok(Some(last)),
+            (Some(values), _) => Ok(Some(Arc::new(Bound {
+                values: arrived(values)?,
+                binding: self.said.binding,
+                travelling: Some(values.clone()),
+            }))),
+            (None, _) => Err(Status::not_found(format!(
+                "the values of the prepared statement are not here: they are kept where they were bound, until others are, as they have more than the {VALUES_BYTES_MAX} bytes that a handle holds; bind them again"
+            ))),
+        }
+    }
+
+    /// The same for a change that is sent without values: what was bound last is not taken, as it may have been applied.
+    pub(crate) fn bound_by_handle(&self) -> Result<Option<Arc<Bound>>, Status> {
+        if self.said.binding == 0 { Ok(None) } else { self.bound() }
+    }
+}
+
+impl Asked {
+    pub(crate) fn of_prepared(prepared: Arc<Prepared>, bound: Option<Arc<Bound>>) -> Result<Self, Status> {
+        let rows = match &bound {
+            Some(bound) => rows_of(&bound.values)?,
+            None => vec![vec![]],
+        };
+        Ok(Self { runnable: Runnable::Prepared(prepared), rows, bound })
     }
 }
 
@@ -59,14 +165,14 @@ fn ipc(schema: &Schema) -> Result<bytes::Bytes, Status> {
 }
 
 impl Prepared {
-    /// Keeps values for the next run.
+    /// Keeps values for the next run, and gives them back.
     ///
     /// # Errors
     /// More rows than are taken at once, columns that are not one for each parameter.
-    pub(crate) fn bind(&self, batches: &[RecordBatch]) -> Result<(), Status> {
+    pub(crate) fn bind(&self, batches: &[RecordBatch]) -> Result<Option<Arc<Bound>>, Status> {
         let Some(first) = batches.first() else {
             *locked(&self.bound) = None;
-            return Ok(());
+            return Ok(None);
         };
         let batch = concat_batches(&first.schema(), batches).map_err(|error| malformed("the values", error))?;
         if batch.num_rows() > BOUND_ROWS_MAX {
@@ -82,16 +188,11 @@ impl Prepared {
                 batch.num_columns()
             )));
         }
-        *locked(&self.bound) = Some(batch);
-        Ok(())
-    }
-
-    /// The values of each run: one run without values if none were bound.
-    pub(crate) fn rows(&self) -> Result<Vec<Vec<ScalarValue>>, Status> {
-        match locked(&self.bound).as_ref() {
-            Some(batch) => rows_of(batch),
-            None => Ok(vec![vec![]]),
-        }
+        // Random, so that no other server gives the same number; never 0.
+        let (binding, _) = Uuid::new_v4().as_u64_pair();
+        let bound = Arc::new(Bound { travelling: travelling(&batch), values: batch, binding: binding | 1 });
+        *locked(&self.bound) = Some(Arc::clone(&bound));
+        Ok(Some(bound))
     }
 }
 

@@ -40,7 +40,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let unavailable = |error: std::io::Error| Error::new(ErrorKind::Unavailable, format!("cannot listen: {error}"));
-    if options.auth && !engine.has_users().await? {
+    if options.asks() && !engine.has_users().await? {
         return Err(failed(format!(
             "clients must authenticate, and the database has no users yet; make the first one on the machine that has its files: sagitta --data {} -c \"CREATE USER name PASSWORD '…' ADMIN\"",
             engine.location()
@@ -55,7 +55,7 @@ pub async fn serve(
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose().map_err(unavailable)?;
     let observed = engine.clone();
     metrics.observe_engine(move || observed.figures());
-    let core = Core::new(engine, &options, metrics.clone()).map_err(failed)?;
+    let core = Core::new(engine, &options, metrics.clone()).await.map_err(failed)?;
     readiness.set_addresses(Addresses { flight, http: http_address });
     readiness.set_ready();
     let told = async {
@@ -105,7 +105,7 @@ pub async fn serve_on(
     options: ServerOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let core = Core::new(engine, &options, Metrics::new()).map_err(failed)?;
+    let core = Core::new(engine, &options, Metrics::new()).await.map_err(failed)?;
     serve_core(listener, core, &options, shutdown).await
 }
 
@@ -178,7 +178,7 @@ async fn sweep(core: Arc<Core>, stopping: CancellationToken) {
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
-            () = tokio::time::sleep(SWEEP) => core.sweep(),
+            () = tokio::time::sleep(SWEEP) => core.sweep().await,
         }
     }
 }

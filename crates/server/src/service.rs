@@ -70,12 +70,15 @@ impl Call {
         let command = command(&descriptor.cmd, "the descriptor")?;
         match &command {
             Command::CommandStatementQuery(query) => {
-                let begun = self.begin(&self.parsed(&query.query)?, &[vec![]]).await?;
+                let begun = self.begin(&self.parsed(&query.query)?).await?;
+                self.information(begun, descriptor)
+            }
+            Command::CommandStatementSubstraitPlan(query) => {
+                let begun = self.begin(&self.planned(query)?).await?;
                 self.information(begun, descriptor)
             }
             Command::CommandPreparedStatementQuery(query) => {
-                let (prepared, rows) = self.prepared(&query.prepared_statement_handle)?;
-                let begun = self.begin(&prepared, &rows).await?;
+                let begun = self.begin(&self.prepared(&query.prepared_statement_handle).await?).await?;
                 self.information(begun, descriptor)
             }
             _ => match self.metadata(&command).await? {
@@ -93,9 +96,13 @@ impl Call {
                 let statement = self.parse(&query.query)?;
                 self.session.engine.describe(&statement).await.map_err(|error| status_of(&error))?.columns
             }
+            Command::CommandStatementSubstraitPlan(query) => {
+                let statement = self.of_substrait(query)?;
+                self.session.engine.describe(&statement).await.map_err(|error| status_of(&error))?.columns
+            }
             Command::CommandPreparedStatementQuery(query) => {
-                let prepared = self.core.handles.prepared(self.owner(), &query.prepared_statement_handle)?;
-                prepared.prepared.description().columns.clone()
+                let found = self.prepared_of(&query.prepared_statement_handle).await?;
+                found.prepared.prepared.description().columns.clone()
             }
             _ => match self.metadata(&command).await? {
                 Some(batch) => Some(batch.schema()),
@@ -115,12 +122,15 @@ impl Call {
             Command::TicketStatementQuery(ticket) => self.fetch(&ticket.statement_handle).await,
             // Some clients redeem the command itself.
             Command::CommandStatementQuery(query) => {
-                let begun = self.begin(&self.parsed(&query.query)?, &[vec![]]).await?;
+                let begun = self.begin(&self.parsed(&query.query)?).await?;
+                self.stream(Arc::new(begun.waiting), None).await
+            }
+            Command::CommandStatementSubstraitPlan(query) => {
+                let begun = self.begin(&self.planned(query)?).await?;
                 self.stream(Arc::new(begun.waiting), None).await
             }
             Command::CommandPreparedStatementQuery(query) => {
-                let (prepared, rows) = self.prepared(&query.prepared_statement_handle)?;
-                let begun = self.begin(&prepared, &rows).await?;
+                let begun = self.begin(&self.prepared(&query.prepared_statement_handle).await?).await?;
                 self.stream(Arc::new(begun.waiting), None).await
             }
             _ => match self.metadata(&command).await? {
@@ -143,21 +153,22 @@ impl Call {
         let has_rows = !first.data_header.is_empty();
         let messages = futures::stream::iter([Ok(first)]).chain(messages).boxed();
         let written = match &command {
-            Command::CommandStatementUpdate(update) => self.update(&self.parsed(&update.query)?, &[vec![]]).await?,
+            Command::CommandStatementUpdate(update) => self.update(&self.parsed(&update.query)?).await?,
+            Command::CommandStatementSubstraitPlan(update) => self.update(&self.planned(update)?).await?,
             Command::CommandPreparedStatementQuery(query) => {
-                let handle = query.prepared_statement_handle.clone();
-                let prepared = self.core.handles.prepared(self.owner(), &handle)?;
                 let batches = if has_rows { Sent::read(messages).await?.collect().await? } else { vec![] };
-                prepared.bind(&batches)?;
+                let handle = self.bind(&query.prepared_statement_handle, &batches).await?;
                 let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
                 return Ok(PutResult { app_metadata: result.encode_to_vec().into() });
             }
             Command::CommandPreparedStatementUpdate(update) => {
-                let prepared = self.core.handles.prepared(self.owner(), &update.prepared_statement_handle)?;
+                let found = self.prepared_of(&update.prepared_statement_handle).await?;
                 let batches = if has_rows { Sent::read(messages).await?.collect().await? } else { vec![] };
-                let is_bound = batches.iter().any(|batch| batch.num_columns() > 0);
-                prepared.bind(if is_bound { &batches } else { &[] })?;
-                self.update_prepared(prepared).await?
+                let bound = match batches.iter().any(|batch| batch.num_columns() > 0) {
+                    true => found.prepared.bind(&batches)?,
+                    false => found.bound_by_handle()?,
+                };
+                self.update_prepared(found.prepared, bound).await?
             }
             Command::CommandStatementIngest(ingest) => self.ingest(ingest, Sent::read(messages).await?).await?,
             _ => return Err(unknown(&command)),

@@ -106,7 +106,7 @@ mod tests {
     async fn options_are_settings_and_say_which_are_wrong() {
         let engine = Engine::open("memory:", EngineOptions::default()).await.unwrap();
         let sessions = Sessions::new(&engine, &Limits::default(), Metrics::new());
-        let (_, session) = sessions.open(None, engine.session()).unwrap();
+        let (_, session) = sessions.open(engine.session()).unwrap();
         let value = |text: &str| OptionValue::String(text.to_owned()).into();
         let set = |name: &str, option: SessionOptionValue| {
             let result = session.set_options(HashMap::from([(name.to_owned(), option)]));

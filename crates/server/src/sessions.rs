@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::Engine;
+use engine::{Engine, UserIdentity};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
@@ -40,7 +40,7 @@ pub(crate) struct ClientSession {
     /// Told apart from every other session of the server; 0 is the anonymous one.
     number: u64,
     /// Who it is, where the server knows.
-    user: Option<String>,
+    user: Option<UserIdentity>,
     /// The engine's side: settings, prepared statements.
     pub(crate) engine: engine::Session,
     types: Mutex<Option<Types>>,
@@ -53,12 +53,17 @@ pub(crate) struct ClientSession {
 
 impl ClientSession {
     pub(crate) fn user(&self) -> Option<&str> {
-        self.user.as_deref()
+        self.user.as_ref().map(|user| user.name.as_ref())
+    }
+
+    /// Whether its user was dropped: one of the same name who was made later is another.
+    pub(crate) fn is_of_dropped(&self, engine: &Engine) -> bool {
+        self.user.as_ref().is_some_and(|user| engine.was_dropped(user))
     }
 
     /// Whose its handles are.
     pub(crate) fn owner(&self) -> Owner<'_> {
-        Owner { user: self.user(), session: self.number }
+        Owner { user: self.user.as_ref(), session: self.number }
     }
 
     pub(crate) fn is_anonymous(&self) -> bool {
@@ -204,18 +209,14 @@ impl Sessions {
         Arc::clone(&self.anonymous)
     }
 
-    /// Opens a session; its id, which nobody can guess, is the bearer token or the cookie.
+    /// Opens a session of the engine's session's user; its id, which nobody can guess, is the bearer token or the cookie.
     ///
     /// # Errors
     /// More sessions than there may be.
-    pub(crate) fn open(
-        &self,
-        user: Option<String>,
-        engine: engine::Session,
-    ) -> Result<(String, Arc<ClientSession>), Status> {
+    pub(crate) fn open(&self, engine: engine::Session) -> Result<(String, Arc<ClientSession>), Status> {
         // Two random UUIDs: 244 bits of the system's randomness.
         let id = format!("{OWN}{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-        let session = self.open_as(&id, user, engine)?;
+        let session = self.open_as(&id, engine)?;
         Ok((id, session))
     }
 
@@ -223,12 +224,7 @@ impl Sessions {
     ///
     /// # Errors
     /// More sessions than there may be.
-    pub(crate) fn open_as(
-        &self,
-        id: &str,
-        user: Option<String>,
-        engine: engine::Session,
-    ) -> Result<Arc<ClientSession>, Status> {
+    pub(crate) fn open_as(&self, id: &str, engine: engine::Session) -> Result<Arc<ClientSession>, Status> {
         self.close_idle();
         let mut open = locked(&self.open);
         // Two calls with the same token may come at once.
@@ -244,7 +240,7 @@ impl Sessions {
         let session = Arc::new(ClientSession {
             id: Some(id.to_owned()),
             number: self.next.fetch_add(1, Ordering::Relaxed),
-            user,
+            user: engine.identity().cloned(),
             engine,
             types: Mutex::default(),
             endpoints: Mutex::default(),
@@ -281,6 +277,11 @@ impl Sessions {
         if let Some(id) = &session.id {
             self.close(id);
         }
+    }
+
+    /// Closes the sessions whose users were dropped.
+    pub(crate) fn close_dropped(&self, engine: &Engine) {
+        locked(&self.open).retain(|_, session| !session.is_of_dropped(engine));
     }
 
     /// Closes the sessions that have not been used for long.
@@ -338,14 +339,36 @@ mod tests {
         let engine = engine().await;
         let limits = Limits { sessions_max: 2, ..Limits::default() };
         let sessions = Sessions::new(&engine, &limits, Metrics::new());
-        let (first, _) = sessions.open(Some("ada".into()), engine.session()).unwrap();
-        let (second, _) = sessions.open(None, engine.session()).unwrap();
+        engine.session().execute("CREATE USER ada PASSWORD 'p' ADMIN").await.unwrap();
+        engine.session().execute("CREATE USER bob PASSWORD 'p'").await.unwrap();
+        let (first, _) = sessions.open(engine.session_as("bob").await.unwrap()).unwrap();
+        let (second, _) = sessions.open(engine.session()).unwrap();
         assert_ne!(first, second);
-        assert!(sessions.open(None, engine.session()).is_err());
-        assert_eq!(sessions.find(&first).and_then(|found| found.user().map(str::to_owned)), Some("ada".into()));
+        assert!(sessions.open(engine.session()).is_err());
+        assert_eq!(sessions.find(&first).and_then(|found| found.user().map(str::to_owned)), Some("bob".into()));
         assert!(sessions.find("guess").is_none());
         sessions.close(&first);
         assert!(sessions.find(&first).is_none());
-        assert!(sessions.open(None, engine.session()).is_ok());
+        assert!(sessions.open(engine.session()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_session_ends_with_its_user() {
+        let engine = engine().await;
+        let owner = engine.session();
+        for sql in ["CREATE USER ada PASSWORD 'p' ADMIN", "CREATE USER bob PASSWORD 'p'"] {
+            owner.execute(sql).await.unwrap();
+        }
+        let sessions = Sessions::new(&engine, &Limits::default(), Metrics::new());
+        let (ada, _) = sessions.open(engine.session_as("ada").await.unwrap()).unwrap();
+        let (bob, session) = sessions.open(engine.session_as("bob").await.unwrap()).unwrap();
+        assert!(!session.is_of_dropped(&engine));
+        owner.execute("DROP USER bob").await.unwrap();
+        owner.execute("CREATE USER bob PASSWORD 'p'").await.unwrap();
+        assert!(session.is_of_dropped(&engine), "the new one is another");
+        let refused = session.engine.execute("SELECT * FROM information_schema.tables").await.unwrap_err();
+        assert_eq!(refused.kind, engine::ErrorKind::Forbidden, "{refused}");
+        sessions.close_dropped(&engine);
+        assert!(sessions.find(&bob).is_none() && sessions.find(&ada).is_some());
     }
 }

@@ -39,9 +39,10 @@ fn server(info: &mut SqlInfoDataBuilder) {
     info.append(SqlInfo::FlightSqlServerArrowVersion, arrow::ARROW_VERSION);
     info.append(SqlInfo::FlightSqlServerReadOnly, false);
     info.append(SqlInfo::FlightSqlServerSql, true);
-    info.append(SqlInfo::FlightSqlServerSubstrait, false);
-    info.append(SqlInfo::FlightSqlServerSubstraitMinVersion, "");
-    info.append(SqlInfo::FlightSqlServerSubstraitMaxVersion, "");
+    info.append(SqlInfo::FlightSqlServerSubstrait, true);
+    let version = |(major, minor, patch): (u32, u32, u32)| format!("{major}.{minor}.{patch}");
+    info.append(SqlInfo::FlightSqlServerSubstraitMinVersion, version(engine::substrait::VERSION_MIN).as_str());
+    info.append(SqlInfo::FlightSqlServerSubstraitMaxVersion, version(engine::substrait::VERSION_MAX).as_str());
     info.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
     info.append(SqlInfo::FlightSqlServerCancel, true);
     info.append(SqlInfo::FlightSqlServerBulkIngestion, true);

@@ -1,7 +1,8 @@
 //! Statements: planned or carried out where their information is asked for, fetched by tickets.
 //!
 //! Whatever changes something runs exactly once, when its information is asked for; its ticket replays the answer. A query
-//! is planned then, on one snapshot of each table, and run when its ticket is redeemed, as often as that happens.
+//! is planned then, on one snapshot of each table, and run when its ticket is redeemed, as often as that happens (`redeem.rs`:
+//! also on other servers).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
-use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
+use arrow_flight::sql::{CommandStatementSubstraitPlan, ProstMessageExt, TicketStatementQuery};
 use arrow_flight::{FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use engine::{Answer, Done, Plan, ScalarValue, Started, Statement};
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
@@ -19,22 +20,20 @@ use tonic::Status;
 
 use crate::admission::Admitted;
 use crate::core::Call;
-use crate::handles::{Held, Prepared, RowsOf, Waiting};
+use crate::handles::{Bound, Held, Prepared, RowsOf, Waiting};
 use crate::messages::Outcome;
 use crate::metrics::{Metrics, RunningStatement, StatementKind, StatementOutcome};
 use crate::status::{malformed, status_of};
+use crate::travel::{self, Body, Content};
 use crate::wire;
 
 /// Below this, several parts cost more than they bring.
 const ROWS_IN_PARTS_MIN: u64 = 100_000;
-/// Bytes of a handle in a ticket; the number of the part follows, or [`WHOLE`].
-const HANDLE_BYTES: usize = 16;
-/// The part of a ticket that stands for the whole answer.
-const WHOLE: u32 = u32::MAX;
-
 /// What a statement came to.
 pub(crate) struct Begun {
     pub(crate) waiting: Waiting,
+    /// What its tickets hold, their parts apart.
+    pub(crate) ticket: travel::Ticket,
     /// What a statement without rows did.
     pub(crate) done: Option<Done>,
     /// The statement's name in `system.queries`, as long as it is there.
@@ -47,6 +46,28 @@ pub(crate) enum Runnable {
     Prepared(Arc<Prepared>),
 }
 
+/// A statement with the values it is run with.
+pub(crate) struct Asked {
+    pub(crate) runnable: Runnable,
+    /// The values of each run.
+    pub(crate) rows: Vec<Vec<ScalarValue>>,
+    /// The same as they were bound, if any were.
+    pub(crate) bound: Option<Arc<Bound>>,
+}
+
+impl Asked {
+    fn of(statement: Statement) -> Self {
+        Self { runnable: Runnable::Parsed(statement), rows: vec![vec![]], bound: None }
+    }
+
+    pub(crate) fn statement(&self) -> &Statement {
+        match &self.runnable {
+            Runnable::Parsed(statement) => statement,
+            Runnable::Prepared(prepared) => prepared.prepared.statement(),
+        }
+    }
+}
+
 impl Call {
     /// Plans a query, and carries any other statement out.
     pub(crate) async fn start(&self, runnable: &Runnable, parameters: &[ScalarValue]) -> engine::Result<Started> {
@@ -57,15 +78,29 @@ impl Call {
     }
 
     /// The one statement of a text, to be run.
-    pub(crate) fn parsed(&self, sql: &str) -> Result<Runnable, Status> {
-        self.parse(sql).map(Runnable::Parsed)
+    pub(crate) fn parsed(&self, sql: &str) -> Result<Asked, Status> {
+        self.parse(sql).map(Asked::of)
     }
 
-    /// The prepared statement of a handle, to be run, and the values of each run.
-    pub(crate) fn prepared(&self, handle: &[u8]) -> Result<(Runnable, Vec<Vec<ScalarValue>>), Status> {
-        let prepared = self.core.handles.prepared(self.owner(), handle)?;
-        let rows = prepared.rows()?;
-        Ok((Runnable::Prepared(prepared), rows))
+    /// A Substrait plan, to be run.
+    pub(crate) fn planned(&self, command: &CommandStatementSubstraitPlan) -> Result<Asked, Status> {
+        self.of_substrait(command).map(Asked::of)
+    }
+
+    /// The statement of a command that holds a Substrait plan.
+    pub(crate) fn of_substrait(&self, command: &CommandStatementSubstraitPlan) -> Result<Statement, Status> {
+        if command.transaction_id.as_ref().is_some_and(|id| !id.is_empty()) {
+            return Err(crate::actions::no_transactions());
+        }
+        match &command.plan {
+            Some(plan) => self.substrait(&plan.plan),
+            None => Err(malformed("the command", "it holds no Substrait plan")),
+        }
+    }
+
+    /// The statement of a Substrait plan. Its version stands in it: what is said beside it is not needed.
+    pub(crate) fn substrait(&self, plan: &[u8]) -> Result<Statement, Status> {
+        self.session.engine.substrait(plan).map_err(|error| status_of(&error))
     }
 
     /// The one statement of a text.
@@ -90,10 +125,10 @@ impl Call {
     }
 
     /// Plans a query for each row of parameters, and carries out any other statement.
-    pub(crate) async fn begin(&self, runnable: &Runnable, rows: &[Vec<ScalarValue>]) -> Result<Begun, Status> {
+    pub(crate) async fn begin(&self, asked: &Asked) -> Result<Begun, Status> {
         let _place = self.admitted(StatementKind::Query).await?;
         let mut counted = self.core.metrics.statement(StatementKind::Query);
-        let begun = self.in_time(self.begin_admitted(runnable, rows)).await;
+        let begun = self.in_time(self.begin_admitted(asked)).await;
         match &begun {
             Ok(begun) if matches!(begun.waiting.rows, RowsOf::Plans(_)) => counted.is_yet_to_run(),
             Ok(_) => {
@@ -105,10 +140,10 @@ impl Call {
         begun
     }
 
-    async fn begin_admitted(&self, runnable: &Runnable, rows: &[Vec<ScalarValue>]) -> Result<Begun, Status> {
+    async fn begin_admitted(&self, asked: &Asked) -> Result<Begun, Status> {
         let (mut plans, mut batches, mut schema, mut done): (_, _, _, Option<Done>) = (vec![], vec![], None, None);
-        for parameters in rows {
-            match self.start(runnable, parameters).await.map_err(|error| status_of(&error))? {
+        for parameters in &asked.rows {
+            match self.start(&asked.runnable, parameters).await.map_err(|error| status_of(&error))? {
                 Started::Query(plan) => plans.push(plan),
                 Started::Answered(Answer::Rows(answer)) => {
                     schema = Some(answer.schema());
@@ -122,8 +157,9 @@ impl Call {
         }
         let schema = plans.first().map(Plan::schema).or(schema).unwrap_or_else(|| Arc::new(Schema::empty()));
         let query_id = plans.first().map(Plan::query_id);
+        let ticket = travel::Ticket::of(asked, &plans, self.types.name());
         let rows = if plans.is_empty() { RowsOf::Batches(batches) } else { RowsOf::Plans(plans) };
-        Ok(Begun { waiting: Waiting::new(self.types.schema(&schema), rows), done, query_id })
+        Ok(Begun { waiting: Waiting::new(self.types.schema(&schema), rows), ticket, done, query_id })
     }
 
     /// The outcome of work that must end within the time that the server gives a statement.
@@ -136,20 +172,18 @@ impl Call {
 
     /// What a client is told about an answer: its columns and the tickets of its parts.
     pub(crate) fn information(&self, begun: Begun, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
-        let Begun { waiting, done, query_id } = begun;
+        let Begun { waiting, ticket, done, query_id } = begun;
         let outcome = done.map(|done| Outcome { tag: done.tag, rows: done.rows }.encode_to_vec()).unwrap_or_default();
         let (parts, is_ordered, records) = self.parts(&waiting);
         let schema = Arc::clone(&waiting.schema);
-        let handle = self.core.handles.add(self.owner(), Held::Waiting(Arc::new(waiting)))?;
-        let expiry = prost_types::Timestamp::from(self.core.handles.expiry());
+        let id = self.core.handles.add(self.owner(), Held::Waiting(Arc::new(waiting)))?;
+        let expiry = self.core.handles.expiry();
         let endpoint = |part: usize| {
-            let part = if parts == 1 { WHOLE } else { u32::try_from(part).unwrap_or(WHOLE) };
-            let mut bytes = handle.as_bytes().to_vec();
-            bytes.extend_from_slice(&part.to_le_bytes());
-            let ticket = TicketStatementQuery { statement_handle: bytes.into() };
+            let part = if parts == 1 { None } else { u32::try_from(part).ok() };
+            let ticket = travel::Ticket { part, expires_us: travel::micros(expiry), ..ticket.clone() };
             FlightEndpoint::new()
-                .with_ticket(Ticket::new(ticket.as_any().encode_to_vec()))
-                .with_expiration_time(expiry)
+                .with_ticket(self.sealed(id, ticket))
+                .with_expiration_time(expiry.into())
                 .with_app_metadata(outcome.clone())
         };
         let information = FlightInfo::new()
@@ -161,6 +195,13 @@ impl Call {
             .with_total_records(records)
             .with_total_bytes(-1);
         Ok(information.with_app_metadata(query_id.unwrap_or_default()))
+    }
+
+    /// The ticket that a client gets.
+    pub(crate) fn sealed(&self, id: uuid::Uuid, ticket: travel::Ticket) -> Ticket {
+        let body = Body { content: Some(Content::Ticket(ticket)) };
+        let handle = self.core.seal.seal(self.owner().user, id, &body.encode_to_vec());
+        Ticket::new(TicketStatementQuery { statement_handle: handle }.as_any().encode_to_vec())
     }
 
     /// Number of parts, whether their order means something, and the number of rows where it is known (else -1).
@@ -183,17 +224,13 @@ impl Call {
     }
 
     /// The messages behind a ticket's handle.
-    pub(crate) async fn fetch(&self, handle: &[u8]) -> Result<BoxStream<'static, Result<FlightData, Status>>, Status> {
-        let (handle, part) = handle
-            .split_at_checked(HANDLE_BYTES)
-            .and_then(|(handle, part)| Some((handle, u32::from_le_bytes(part.try_into().ok()?))))
-            .ok_or_else(|| malformed("the ticket", "its handle has a wrong length"))?;
-        match self.core.handles.find(self.owner(), handle)? {
-            Held::Waiting(waiting) => self.stream(waiting, (part != WHOLE).then_some(part as usize)).await,
-            _ => Err(Status::invalid_argument(
-                "the handle is that of a prepared statement; ask for its information first",
-            )),
-        }
+    pub(crate) async fn fetch(
+        &self,
+        handle: &bytes::Bytes,
+    ) -> Result<BoxStream<'static, Result<FlightData, Status>>, Status> {
+        let (id, ticket) = self.ticket(handle)?;
+        let waiting = self.answer_of(id, &ticket).await?;
+        self.stream(waiting, ticket.part.map(|part| part as usize)).await
     }
 
     /// The messages of an answer, or of one part of it.

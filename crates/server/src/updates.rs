@@ -7,17 +7,16 @@ use futures::stream::StreamExt;
 use tonic::Status;
 
 use crate::core::Call;
-use crate::handles::Prepared;
+use crate::handles::{Bound, Prepared};
 use crate::metrics::{StatementKind, StatementOutcome};
-use crate::sessions::locked;
-use crate::statements::Runnable;
+use crate::statements::{Asked, Runnable};
 use crate::status::status_of;
 
 impl Call {
     /// Carries a statement out for each row of parameters; how many rows were written together.
-    pub(crate) async fn update(&self, runnable: &Runnable, rows: &[Vec<ScalarValue>]) -> Result<u64, Status> {
+    pub(crate) async fn update(&self, asked: &Asked) -> Result<u64, Status> {
         let _place = self.admitted(StatementKind::Update).await?;
-        self.counted(StatementKind::Update, self.update_each(runnable, rows)).await
+        self.counted(StatementKind::Update, self.update_each(&asked.runnable, &asked.rows)).await
     }
 
     /// The outcome of a statement, counted.
@@ -52,22 +51,22 @@ impl Call {
         Ok(written)
     }
 
-    /// Carries a prepared statement out with the values that were bound last.
-    pub(crate) async fn update_prepared(&self, prepared: Arc<Prepared>) -> Result<u64, Status> {
-        let bound = locked(&prepared.bound).clone();
+    /// Carries a prepared statement out with these values.
+    pub(crate) async fn update_prepared(
+        &self,
+        prepared: Arc<Prepared>,
+        bound: Option<Arc<Bound>>,
+    ) -> Result<u64, Status> {
         let statement = prepared.prepared.statement();
-        match bound {
+        match &bound {
             // Many rows of an INSERT are one version, all of them or none.
-            Some(batch) if batch.num_rows() > 1 && statement.is_insert_of_values() => {
+            Some(bound) if bound.values.num_rows() > 1 && statement.is_insert_of_values() => {
                 let _place = self.admitted(StatementKind::Update).await?;
-                let written = self.session.engine.insert_each(statement, batch);
+                let written = self.session.engine.insert_each(statement, bound.values.clone());
                 let written = async { written.await.map_err(|error| status_of(&error)) };
                 self.counted(StatementKind::Update, written).await
             }
-            _ => {
-                let rows = prepared.rows()?;
-                self.update(&Runnable::Prepared(prepared), &rows).await
-            }
+            _ => self.update(&Asked::of_prepared(prepared, bound)?).await,
         }
     }
 }

@@ -96,6 +96,11 @@ pub const KEYS: &[Key] = &[
         "PEM file: who signs clients' certificates; a client without one is refused",
     )
     .or("clients need no certificate"),
+    key(
+        "server.tls_client_user",
+        Access::Switch(|s| &mut s.tls_client_user),
+        "whether the common name in a client's certificate is the name of its user",
+    ),
     key("server.auth", Access::Switch(|s| &mut s.server.auth), "whether clients must prove who they are"),
     key(
         "server.token_file",

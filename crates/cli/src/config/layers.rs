@@ -220,6 +220,7 @@ pub fn of_flags(args: &Args, flags: &ServerFlags) -> Result<Vec<Entry>, String> 
     put("--tls-certificate", "server.tls_certificate", flags.tls_certificate.as_ref().map(path));
     put("--tls-key", "server.tls_key", flags.tls_key.as_ref().map(path));
     put("--tls-client-ca", "server.tls_client_ca", flags.tls_client_ca.as_ref().map(path));
+    put("--tls-client-user", "server.tls_client_user", switch(flags.tls_client_user));
     put("--auth", "server.auth", switch(flags.auth));
     put("--token-file", "server.token_file", flags.token_file.as_ref().map(path));
     put("--insecure", "server.insecure", switch(flags.insecure));
