@@ -1,5 +1,10 @@
 //! What benches share: arguments, a folder and a runtime, times and what they say, the machine's name.
 
+pub mod flight_client;
+pub mod plain;
+pub mod postgres;
+pub mod rates;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,7 +33,7 @@ where
 {
     let parent = parent.map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = parent.join(format!("sagitta-bench-{name}-{}", std::process::id()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(16 << 20).build()?;
     println!("machine: {}", machine());
     let result = runtime.block_on(bench(folder.clone()));
     std::fs::remove_dir_all(&folder)?;
