@@ -6,8 +6,10 @@
 
 The files are Parquet with `id` and `embedding`; those of `examples/` unless others are named. One system runs at a time, each as it
 comes but for what is written here, all of them on local disk. The client is `rivals.rs`, over Flight SQL or PostgreSQL's own
-protocol; LanceDB has no server, so that `rivals_lancedb.py` calls it from within its process and nothing passes a wire.
-A plain arrow-flight server with the batches in memory says what the wire allows.
+protocol; LanceDB has no server, so that `rivals_lancedb.py` calls it from within its process and nothing passes a wire. roapi
+takes neither parameters (the query vector is in the text of each search) nor rows (it serves a Parquet file, from memory).
+All searches are exact but those through pgvector's index. A plain arrow-flight server with the batches in memory says what the
+wire allows.
 """
 
 import argparse
@@ -16,7 +18,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import platform
 import shutil
 import socket
 import subprocess
@@ -173,6 +174,11 @@ def lancedb(folder: pathlib.Path, seconds: str) -> tuple[str, list[dict]]:
 SYSTEMS = {"plain": plain, "sagitta": sagitta, "roapi": roapi, "pgvector": pgvector, "lancedb": lancedb}
 
 
+def processor() -> str:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "an unknown processor")
+
+
 def busy_cores() -> float:
     """Cores that other processes keep busy while nothing of ours runs."""
     def ticks() -> int:
@@ -225,7 +231,7 @@ def main() -> None:
             table += rows(shown, figures, plain_rate)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{count:,} rows of an id and {dim} float32, {os.cpu_count()} cores of {platform.processor() or platform.machine()},", end=" ")
+    print(f"\n{count:,} rows of an id and {dim} float32, {os.cpu_count()} cores of {processor()},", end=" ")
     print(f"between the systems others kept {min(noise):.2f} to {max(noise):.2f} cores busy\n")
     searches = [f"search, {clients} client{'s' * (clients > 1)}: queries/s, p50 ms, p99 ms" for clients in CLIENTS]
     print("| " + " | ".join(["system", "stream, MB/s (of plain)", "ingest, rows/s", *searches, f"recall@{K}"]) + " |")

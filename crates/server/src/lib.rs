@@ -13,6 +13,7 @@ mod catalog;
 mod certificate;
 mod client;
 mod core;
+mod do_get;
 mod handles;
 pub mod http;
 mod ingest;

@@ -12,6 +12,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::core::Core;
+use crate::do_get::Calls;
 use crate::http::{Addresses, HttpState, Readiness};
 use crate::metrics::Metrics;
 use crate::options::{ServerOptions, TlsOptions};
@@ -115,9 +116,7 @@ async fn serve_core(
     options: &ServerOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let flight = FlightServiceServer::new(Service { core: Arc::clone(&core) })
-        .max_decoding_message_size(options.limits.message_bytes_max)
-        .max_encoding_message_size(usize::MAX);
+    let flight = Calls::new(Service { core: Arc::clone(&core) }, options.limits.message_bytes_max);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlightServiceServer<Service>>().await;
     let mut server = Server::builder()
