@@ -7,7 +7,7 @@ import adbc_driver_manager
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
-from flight_sql import serving, statement
+from flight_sql import command, field, serving, statement
 
 REFUSED = (flight.FlightError, pa.ArrowException)
 PASSWORDS = {"root": "r00t'pass", "ada": "adas password", "bob": "b"}
@@ -211,3 +211,39 @@ def test_limits_refuse_clearly(tmp_path):
         server.client()
         with pytest.raises(REFUSED, match="sessions_max"):
             server.client()
+
+
+def test_the_statements_of_a_user_have_so_much_memory(tmp_path):
+    from conftest import Sagitta
+
+    local = Sagitta(str(tmp_path / "data"))
+    local.ok("-c", "CREATE USER ada PASSWORD 'a' ADMIN", "-c", "CREATE USER bob PASSWORD 'b' ADMIN")
+    words = ["--auth", "--memory-limit", "512M", "--set", "limits.memory_per_user_max=16M", "--set", "limits.queue_time_max=1s"]
+    with serving(tmp_path / "data", tmp_path, *words) as server:
+        ada, bob = server.client(("ada", "a")), server.client(("bob", "b"))
+        # What a join keeps cannot be spilled: all rows of one side.
+        join = "SELECT count(*) FROM generate_series(1, {0}) a(x) JOIN generate_series(1, {0}) b(x) ON a.x = b.x"
+        assert ada.rows(join.format(1000))[0] == {"count(*)": 1000}
+        with pytest.raises(REFUSED, match="limits.memory_per_user_max = 16.0 MiB"):
+            ada.rows(join.format(3_000_000))
+        # A sort spills, and ends.
+        last = ada.rows("SELECT value FROM generate_series(1, 1000000) s(value) ORDER BY value % 1009, value OFFSET 999999")
+        assert last[0]["value"] % 1009 == 1008
+        # Values that are bound count for whoever binds them, and for nobody else.
+        values = pa.record_batch({"$1": pa.array(["x" * (12 << 20)])})
+        for client, number in [(ada, 1), (bob, 1), (ada, 2)]:
+            handle = client.prepare("SELECT length($1::text) AS n")[1][0]
+            descriptor = flight.FlightDescriptor.for_command(command("CommandPreparedStatementQuery", field(1, handle)))
+
+            def bind():
+                writer, reader = client.flight.do_put(descriptor, values.schema, client.options)
+                writer.write_batch(values)
+                writer.done_writing()
+                reader.read()
+                writer.close()
+
+            if number == 1:
+                bind()
+                continue
+            with pytest.raises(REFUSED, match="a set of bound values takes .* limits.memory_per_user_max"):
+                bind()

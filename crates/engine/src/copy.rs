@@ -10,7 +10,6 @@ use datafusion::datasource::file_format::{
     parquet::ParquetFormatFactory,
 };
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast};
-use datafusion::physical_plan::collect;
 use datafusion::sql::parser::{CopyToSource, CopyToStatement};
 use datafusion::sql::sqlparser::ast;
 use planner::resolve::RelationName;
@@ -60,7 +59,7 @@ impl Session {
         let plan =
             LogicalPlanBuilder::copy_to(input, target, format_as_file_type(factory), options, vec![])?.build()?;
         let physical = state.create_physical_plan(&plan).await?;
-        let counts = collect(physical, crate::session::task_context(&state)).await?;
+        let (counts, _) = crate::run::collected(&state, physical).await?;
         let rows =
             counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum();
         Ok(Answer::wrote("COPY", rows))

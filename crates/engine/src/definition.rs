@@ -250,11 +250,7 @@ impl Session {
         let (plan, state) = self.plan_query(query, parameters).await?;
         refuse_same_names(&plan, &format!("table \"{name}\""))?;
         let physical = state.create_physical_plan(&plan).await?;
-        let source = || {
-            let plan = std::sync::Arc::clone(&physical);
-            let plan = datafusion::physical_plan::execution_plan::reset_plan_states(plan)?;
-            datafusion::physical_plan::execute_stream(plan, crate::session::task_context(&state))
-        };
+        let source = || crate::run::written(&state, &physical);
         let written = self.create_from(name, mode, retention, FloatLists::ToVectors, source, None).await?;
         Ok(written.map_or_else(|| Answer::done("CREATE TABLE"), |rows| Answer::wrote("CREATE TABLE", rows)))
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::prelude::SessionConfig;
@@ -13,20 +12,32 @@ use operators::physical::SagittaPlanner;
 use planner::settings::Settings;
 use storage::{Database, OpenOptions};
 
+use crate::memory::{Held, Memory};
 use crate::password::Passwords;
 use crate::queries::Queries;
 use crate::rights::Principal;
 use crate::roots::AllowedRoots;
+use crate::run::MemoryOf;
 use crate::{Error, ErrorKind, QueryReport, Result, Secret, Session, UserIdentity};
 
 /// The part of the memory limit that caches decoded vectors: one in this many.
 const VECTOR_CACHE_SHARE: usize = 4;
+/// The part of it that is for the other caches: one in this many.
+const OTHER_CACHES_SHARE: usize = 16;
+/// The most that those caches have.
+const OTHER_CACHES_BYTES_MAX: usize = 800 << 20;
+/// The part of it that is left to the process itself, its threads and its plans: one in this many.
+const PROCESS_SHARE: usize = 4;
+/// The most that is left to it.
+const PROCESS_BYTES_MAX: usize = 96 << 20;
+/// Bytes of a batch of eight columns of numbers, and as many small batches as large ones: rows of one batch by the memory.
+const BATCH_ROWS_SHARE: usize = 128 << 10;
+/// Rows of one batch.
+const BATCH_ROWS: std::ops::RangeInclusive<usize> = 1_024..=8_192;
 /// The smallest memory limit: below it, not even a scan has its buffers.
 const MEMORY_LIMIT_BYTES_MIN: usize = 64 << 20;
 /// The memory that is assumed where the system does not tell.
 const MEMORY_BYTES_ASSUMED: usize = 4 << 30;
-/// How many consumers an error about memory names.
-const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).unwrap();
 
 /// How to open a database.
 #[derive(Debug, Clone)]
@@ -53,10 +64,12 @@ impl Default for EngineOptions {
 /// What an engine holds at a moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineFigures {
-    /// What running statements have reserved.
+    /// What running statements have reserved, and what is kept for sessions.
     pub memory_reserved_bytes: u64,
-    /// What statements may reserve together; the cache of vectors has its own part of the memory.
+    /// What statements may reserve together; the caches and the process itself have their own parts of the memory.
     pub memory_limit_bytes: u64,
+    /// Statements that wait for memory.
+    pub memory_waiting: u64,
     /// What the cache of decoded vectors holds.
     pub vector_cache_bytes: u64,
     /// What it may hold.
@@ -77,7 +90,9 @@ struct Inner {
     database: Database,
     runtime: Arc<RuntimeEnv>,
     threads: usize,
-    pool_bytes: usize,
+    memory: Arc<Memory>,
+    /// What the process may hold beyond statements and the cache of vectors.
+    foreseen_bytes: usize,
     queries: Arc<Queries>,
     roots: Option<AllowedRoots>,
     passwords: Passwords,
@@ -99,19 +114,23 @@ impl Engine {
         }
         let roots = options.allowed_roots.as_deref().map(AllowedRoots::new).transpose()?;
         let vector_cache_bytes = limit / VECTOR_CACHE_SHARE;
-        let open = OpenOptions { storage_options: options.storage_options, vector_cache_bytes, create: options.create };
+        let other_caches_bytes = (limit / OTHER_CACHES_SHARE).min(OTHER_CACHES_BYTES_MAX);
+        let foreseen_bytes = other_caches_bytes + (limit / PROCESS_SHARE).min(PROCESS_BYTES_MAX);
+        let memory = Memory::new(limit - vector_cache_bytes - foreseen_bytes);
+        let rewrite_bytes = memory.rewrite_bytes();
+        let (storage_options, create) = (options.storage_options, options.create);
+        let open = OpenOptions { storage_options, vector_cache_bytes, other_caches_bytes, rewrite_bytes, create };
         let database = Database::open(location, open).boxed().await?;
-        let pool_bytes = limit - vector_cache_bytes;
-        let pool = TrackConsumersPool::new(FairSpillPool::new(pool_bytes), CONSUMERS_NAMED);
         let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(pool))
+            .with_memory_pool(memory.pool())
             .with_object_store_registry(database.object_store_registry())
             .build_arc()?;
         let threads =
             options.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1).max(1);
         let roots = roots.map(|roots| roots.without(database.location())).transpose()?;
         let passwords = Passwords::new(threads);
-        let inner = Inner { database, runtime, threads, pool_bytes, queries: Arc::default(), roots, passwords };
+        let queries = Arc::default();
+        let inner = Inner { database, runtime, threads, memory, foreseen_bytes, queries, roots, passwords };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -122,7 +141,7 @@ impl Engine {
 
     /// A new session with default settings, which may do everything: that of the program that opened the database.
     pub fn session(&self) -> Session {
-        Session::new(self.clone(), self.state(), Principal::Owner)
+        Session::new(self.clone(), self.state(None), Principal::Owner)
     }
 
     /// A new session with default settings and the rights of a user. They are looked up at each statement: what is
@@ -136,7 +155,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no user {user}")));
         };
         let identity = UserIdentity { name: user.into(), id: entry.id.as_str().into() };
-        Ok(Session::new(self.clone(), self.state(), Principal::User(identity)))
+        Ok(Session::new(self.clone(), self.state(Some(user)), Principal::User(identity)))
     }
 
     /// Whether the user has been dropped, as far as this process has seen: each statement that it runs looks, and so does
@@ -176,14 +195,50 @@ impl Engine {
     /// What the engine holds now. Cheap.
     pub fn figures(&self) -> EngineFigures {
         let cache = self.inner.database.vector_cache();
+        let (taken, bytes_max, waiting) = self.inner.memory.figures();
         EngineFigures {
-            memory_reserved_bytes: self.inner.runtime.memory_pool.reserved() as u64,
-            memory_limit_bytes: self.inner.pool_bytes as u64,
+            memory_reserved_bytes: taken as u64,
+            memory_limit_bytes: bytes_max as u64,
+            memory_waiting: waiting as u64,
             vector_cache_bytes: cache.bytes,
             vector_cache_bytes_max: cache.bytes_max,
             vector_cache_hits: cache.hits,
             vector_cache_misses: cache.misses,
         }
+    }
+
+    /// How much the statements of each user, and what is kept for the user, may take together; as much as there is if
+    /// absent. The program that opened the database is no user.
+    pub fn set_memory_per_user_max(&self, bytes: Option<usize>) {
+        self.inner.memory.set_per_user_max(bytes);
+    }
+
+    /// How long a statement waits for the memory that it needs, before it is refused.
+    pub fn set_memory_wait(&self, wait: Duration) {
+        self.inner.memory.set_wait(wait);
+    }
+
+    /// Takes memory for something that is kept for a user. `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exhausted`] if there is none left, or if the user has as much as one may.
+    pub fn hold(&self, user: Option<&str>, bytes: usize, what: &str) -> Result<Held> {
+        self.inner.memory.hold(user, bytes, what)
+    }
+
+    /// Counts memory that something takes already, whether there is room for it or not: others get so much less.
+    pub fn hold_anyway(&self, user: Option<&str>, bytes: usize) -> Held {
+        self.inner.memory.hold_anyway(user, bytes)
+    }
+
+    /// Compares what the process holds with what is accounted for: what nobody foresaw is no longer given out. Called
+    /// several times a second, it keeps the process within its limit whatever a library allocates. Cheap.
+    pub fn watch_memory(&self) {
+        let Some(resident) = resident_bytes() else { return };
+        let cache = usize::try_from(self.inner.database.vector_cache().bytes).unwrap_or(usize::MAX);
+        let (taken, ..) = self.inner.memory.figures();
+        let accounted = taken.saturating_add(cache).saturating_add(self.inner.foreseen_bytes);
+        self.inner.memory.set_unforeseen(resident.saturating_sub(accounted));
     }
 
     /// Statements that run at least this long are logged, and listed in `system.slow_queries`.
@@ -214,9 +269,15 @@ impl Engine {
     }
 
     /// The state of a new session.
-    fn state(&self) -> SessionState {
-        let mut config =
-            SessionConfig::new().with_target_partitions(self.inner.threads).with_option_extension(Settings::default());
+    fn state(&self, user: Option<&str>) -> SessionState {
+        let memory = Arc::clone(&self.inner.memory);
+        let batch_rows = (self.inner.memory.figures().1 / BATCH_ROWS_SHARE).next_power_of_two();
+        let mut config = SessionConfig::new()
+            .with_target_partitions(self.inner.threads)
+            .with_batch_size(batch_rows.clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end()))
+            .with_sort_spill_reservation_bytes(memory.buffers().merge)
+            .with_option_extension(Settings::default());
+        config.set_extension(Arc::new(MemoryOf { memory, user: user.map(Into::into) }));
         let options = config.options_mut();
         // It strips the ORDER BY of a derived table whose LIMIT is outside: a search would lose its order.
         options.sql_parser.enable_subquery_sort_elimination = false;
@@ -233,9 +294,17 @@ impl Engine {
 }
 
 fn memory_limit_default() -> usize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("MemTotal:"));
-    let kilobytes: Option<usize> =
-        line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
-    kilobytes.map_or(MEMORY_BYTES_ASSUMED, |kilobytes| kilobytes * 1024) / 10 * 7
+    system_bytes("/proc/meminfo", "MemTotal:").unwrap_or(MEMORY_BYTES_ASSUMED) / 10 * 7
+}
+
+/// Memory of this process that is in RAM, where the system tells.
+fn resident_bytes() -> Option<usize> {
+    system_bytes("/proc/self/status", "VmRSS:")
+}
+
+/// A figure of the system that is given in kilobytes.
+fn system_bytes(file: &str, name: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kilobytes| kilobytes * 1024)
 }

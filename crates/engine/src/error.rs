@@ -156,7 +156,10 @@ fn of_text(error: &DataFusionError) -> Error {
         );
     }
     let message = match error {
-        DataFusionError::ResourcesExhausted(_) => {
+        // Our own says what to do.
+        DataFusionError::ResourcesExhausted(_)
+            if !message.contains("--memory-limit") && !message.contains("limits.") =>
+        {
             format!("{message}; raise --memory-limit or let the statement touch fewer rows")
         }
         DataFusionError::NotImplemented(_) if message.starts_with(UNKNOWN_TYPE) => {

@@ -7,8 +7,6 @@ use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlanBuilder;
-use datafusion::physical_plan::execute_stream;
-use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::sql::sqlparser::ast::ObjectName;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -20,7 +18,7 @@ use crate::definition::own_name;
 use crate::files::{self, Format};
 use crate::insert::{by_name, refuse_unfilled, run_insert, scan_of, to_table};
 use crate::resolver::StatementTables;
-use crate::vectorize::{FloatLists, written};
+use crate::vectorize::{FloatLists, with_vectors};
 use crate::{Error, ErrorKind, Progress, Result, Session};
 
 /// What is done with the table's name.
@@ -89,9 +87,9 @@ impl Session {
         let state = self.in_order();
         let source = files::table(self, &state, sources, format, &[], None).await?;
         let physical = state.create_physical_plan(&scan_of(source)?).await?;
-        let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
+        let source = || crate::run::written(&state, &physical);
         let float_lists = if to_vectors { FloatLists::ToVectors } else { FloatLists::Keep };
-        written(float_lists, source, |schema, rows| write(schema, rows.map_err(Error::from).boxed())).await
+        with_vectors(float_lists, source, |schema, rows| write(schema, rows.map_err(Error::from).boxed())).await
     }
 
     /// Loads the rows of a source into a table.
@@ -122,7 +120,7 @@ impl Session {
         self.require_now(&target.schema, Role::Admin).await?;
         let plan = scan_of(source)?;
         let physical = state.create_physical_plan(&plan).await?;
-        let source = || execute_stream(reset_plan_states(Arc::clone(&physical))?, crate::session::task_context(&state));
+        let source = || crate::run::written(&state, &physical);
         let report: storage::Progress = Arc::new(move |written| progress.report(written.rows, written.bytes));
         let rows = self.create_from(&target, mode, None, float_lists, source, Some(report)).await?;
         rows.ok_or_else(|| Error::new(ErrorKind::AlreadyExists, format!("table \"{relation}\" is there already")))

@@ -11,7 +11,6 @@ use datafusion::datasource::provider_as_source;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
-use datafusion::physical_plan::collect;
 use datafusion::sql::sqlparser::ast::{self, Insert, Query, SetExpr, TableObject};
 use futures::FutureExt;
 use planner::resolve::{RelationName, Resolved, SCHEMA, TableResolver, nearest};
@@ -228,7 +227,7 @@ fn parsed_query(sql: &str) -> Result<Query> {
 /// Carries an INSERT out; the number of rows.
 pub(crate) async fn run_insert(plan: &LogicalPlan, state: &SessionState) -> Result<u64> {
     let physical = state.create_physical_plan(plan).await?;
-    let counts = collect(physical, crate::session::task_context(state)).await?;
+    let (counts, _) = crate::run::collected(state, physical).await?;
     Ok(counts.iter().map(|batch| batch.column(0).as_primitive::<UInt64Type>().values().iter().sum::<u64>()).sum())
 }
 

@@ -9,14 +9,16 @@ use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, SendableRecordBatchStream, execute_stream};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use futures::StreamExt;
+use operators::buffers::Needs;
 use operators::scan::TableScanExec;
 
 use crate::deadline::Deadline;
 use crate::pins::{PinnedRelation, Pins};
 use crate::queries::Running;
-use crate::session::{Statement, task_context};
+use crate::run::{claim, context, external};
+use crate::session::Statement;
 use crate::{Answer, Progress, Result, Rows};
 
 /// How many batches a query makes before the caller asks for them.
@@ -94,38 +96,43 @@ impl Plan {
         Progress::of_plan(Arc::clone(&self.physical)).rows_total()
     }
 
-    /// Runs the query.
+    /// Runs the query: it waits for its memory first, then for whoever takes its rows.
     ///
     /// # Errors
-    /// What the operators say when they start.
+    /// A plan that cannot be run again.
     pub fn run(&self) -> Result<Rows> {
-        let physical = reset_plan_states(Arc::clone(&self.physical))?;
-        let stream = execute_stream(Arc::clone(&physical), task_context(&self.state))?;
-        Ok(self.rows(physical, stream))
+        self.rows(None)
     }
 
     /// Runs one of the parts that [`Plan::part_count`] counts.
     ///
     /// # Errors
-    /// A part that does not exist, and what the operators say when they start.
+    /// A part that does not exist, and those of [`Plan::run`].
     pub fn run_part(&self, part: usize) -> Result<Rows> {
         let count = self.part_count();
         if part >= count {
             return Err(crate::Error::invalid(format!("the answer has {count} parts, and part {part} was asked for")));
         }
-        if count == 1 {
-            return self.run();
-        }
-        let physical = reset_plan_states(Arc::clone(&self.physical))?;
-        let stream = physical.execute(part, task_context(&self.state))?;
-        Ok(self.rows(physical, stream))
+        self.rows((count > 1).then_some(part))
     }
 
-    fn rows(&self, physical: Arc<dyn ExecutionPlan>, mut stream: SendableRecordBatchStream) -> Rows {
+    fn rows(&self, part: Option<usize>) -> Result<Rows> {
+        let physical = reset_plan_states(Arc::clone(&self.physical))?;
+        let (plan, state) = (Arc::clone(&physical), Arc::clone(&self.state));
         // In a task of its own: however long one step of the plan takes, the caller can stop waiting for it.
-        let mut receiver = RecordBatchReceiverStream::builder(stream.schema(), BATCHES_AHEAD);
+        let mut receiver = RecordBatchReceiverStream::builder(physical.schema(), BATCHES_AHEAD);
         let sender = receiver.tx();
         receiver.spawn(async move {
+            let needs = match part {
+                Some(part) => Needs::of_part(&plan, part)?,
+                None => Needs::of(&plan)?,
+            };
+            // The claim goes with the context, when the last batch is handed over.
+            let context = context(&state, claim(&state, &needs).await.map_err(external)?);
+            let mut stream = match part {
+                Some(part) => plan.execute(part, Arc::clone(&context))?,
+                None => execute_stream(plan, Arc::clone(&context))?,
+            };
             while let Some(batch) = stream.next().await {
                 if sender.send(batch).await.is_err() {
                     break;
@@ -136,7 +143,7 @@ impl Plan {
         let progress = Arc::new(Progress::of_plan(physical));
         self.running.follow(&progress);
         let rows = Rows::new(receiver.build(), progress, Some(self.statement.clone()), self.deadline);
-        rows.of_running(Arc::clone(&self.running))
+        Ok(rows.of_running(Arc::clone(&self.running)))
     }
 }
 

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arrow::datatypes::DataType;
-use datafusion::execution::{SessionState, TaskContext};
+use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::sqlparser::ast;
 use futures::FutureExt;
@@ -478,19 +478,4 @@ impl Session {
         }
         Ok((plan, state, tables.reads()))
     }
-}
-
-/// What a plan runs in. Functions are found while planning; a copy of their hundreds of names for each statement would
-/// cost more than many a plan.
-pub(crate) fn task_context(state: &SessionState) -> Arc<TaskContext> {
-    Arc::new(TaskContext::new(
-        None,
-        state.session_id().to_owned(),
-        state.config().clone(),
-        HashMap::new(),
-        HashMap::new(),
-        HashMap::new(),
-        HashMap::new(),
-        Arc::clone(state.runtime_env()),
-    ))
 }

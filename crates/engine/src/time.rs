@@ -15,6 +15,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::{self, SetExpr};
+use operators::buffers::Needs;
 use operators::changes::ChangesTable;
 use planner::Planner;
 use planner::as_of::{AsOf, Moment};
@@ -81,7 +82,10 @@ impl Session {
 
     async fn optimize(&self, upkeep: &Upkeep) -> Result<Answer> {
         let (name, entry) = self.versioned(&upkeep.table, Role::Write).await?;
-        let report = self.engine().database().optimize(&name, &entry, upkeep.is_dry_run).await?;
+        let database = self.engine().database();
+        let bytes = if upkeep.is_dry_run { 0 } else { database.rewrite_bytes() };
+        let _claim = crate::run::claim(&self.state(), &Needs::of_bytes(bytes)).await?;
+        let report = database.optimize(&name, &entry, upkeep.is_dry_run).await?;
         figures(vec![
             ("fragments_before", Some(report.fragments_before)),
             ("fragments_after", Some(report.fragments_after)),

@@ -62,13 +62,13 @@ impl Session {
             }
             .boxed()
         };
-        written(float_lists, source, write).await
+        with_vectors(float_lists, source, write).await
     }
 }
 
 /// What writing the rows of a source came to. `write` is called again, and the source read again, each time a row breaks
 /// the assumption about a column; it must have kept nothing of rows that ended in an error.
-pub(crate) async fn written<'a, T>(
+pub(crate) async fn with_vectors<'a, T>(
     float_lists: FloatLists,
     source: impl Fn() -> datafusion::error::Result<SendableRecordBatchStream>,
     write: impl Fn(SchemaRef, SendableRecordBatchStream) -> BoxFuture<'a, Result<T>>,

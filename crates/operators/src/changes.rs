@@ -101,7 +101,7 @@ impl TableProvider for ChangesTable {
 }
 
 /// Reads the rows that are gone, then the rows that are new, each in row order.
-struct ChangesExec {
+pub(crate) struct ChangesExec {
     name: String,
     changes: Arc<TableChanges>,
     key: Vec<String>,

@@ -18,6 +18,7 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt};
 use storage::Snapshot;
 
+use crate::buffers::{Buffers, fetch_bytes};
 use crate::external;
 
 /// Rows that are fetched at once: a join that finds few rows makes many small batches, and each fetch reads anew.
@@ -59,6 +60,11 @@ impl FetchRowsExec {
     /// The snapshot that rows are fetched from.
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Bytes that one partition can fill at most.
+    pub(crate) fn bytes_max(&self) -> Result<usize> {
+        fetch_bytes(&self.snapshot, &self.names(), FETCH_ROWS)
     }
 
     /// The same operator on another snapshot of the table.
@@ -115,7 +121,9 @@ impl ExecutionPlan for FetchRowsExec {
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let schema = self.schema();
+        let row_bytes = self.snapshot.row_bytes(&self.names()).map_err(external)?;
         let fetch = Fetch {
+            rows: Buffers::of(context.session_config()).fetch_rows(row_bytes, FETCH_ROWS),
             snapshot: self.snapshot.clone(),
             address: Arc::clone(&self.address),
             columns: self.names(),
@@ -125,7 +133,7 @@ impl ExecutionPlan for FetchRowsExec {
         let metrics = BaselineMetrics::new(&self.metrics, partition);
         let input = self.input.execute(partition, context)?;
         let batches = futures::stream::try_unfold((input, fetch), |(mut input, fetch)| async move {
-            let Some(batch) = gathered(&mut input).await? else { return Ok(None) };
+            let Some(batch) = gathered(&mut input, fetch.rows).await? else { return Ok(None) };
             let batch = fetch.batch(batch).await?;
             Ok::<_, DataFusionError>(Some((batch, (input, fetch))))
         });
@@ -138,10 +146,10 @@ impl ExecutionPlan for FetchRowsExec {
     }
 }
 
-/// The next batches of the input as one of about [`FETCH_ROWS`] rows; `None` at its end.
-async fn gathered(input: &mut SendableRecordBatchStream) -> Result<Option<RecordBatch>> {
+/// The next batches of the input as one of at least `wanted` rows, one batch too many at most; `None` at its end.
+async fn gathered(input: &mut SendableRecordBatchStream, wanted: usize) -> Result<Option<RecordBatch>> {
     let (mut batches, mut rows) = (vec![], 0);
-    while rows < FETCH_ROWS {
+    while rows < wanted {
         let Some(batch) = input.next().await else { break };
         let batch = batch?;
         rows += batch.num_rows();
@@ -158,6 +166,8 @@ async fn gathered(input: &mut SendableRecordBatchStream) -> Result<Option<Record
 
 /// What one partition fetches.
 struct Fetch {
+    /// About so many at once.
+    rows: usize,
     snapshot: Snapshot,
     address: Arc<dyn PhysicalExpr>,
     columns: Vec<String>,

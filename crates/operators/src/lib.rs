@@ -2,6 +2,7 @@
 //! Nothing here parses SQL.
 
 pub mod bind;
+pub mod buffers;
 pub mod change;
 pub mod changes;
 pub mod cooperate;

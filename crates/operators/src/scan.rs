@@ -22,6 +22,7 @@ use futures::StreamExt;
 use storage::{ROW_ADDRESS, ScanPartition, ScanRequest, Snapshot};
 
 use crate::bind::with_values;
+use crate::buffers::Buffers;
 use crate::external;
 
 /// Reads live rows of one snapshot in row order within each partition.
@@ -42,6 +43,18 @@ impl TableScanExec {
     /// The snapshot that is read.
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Bytes that each partition can fill at most.
+    pub(crate) fn bytes_max(&self) -> Result<Vec<u64>> {
+        let mut columns = self.columns.clone();
+        for filter in &self.filters {
+            columns.extend(filter.column_refs().into_iter().map(|column| column.name.clone()));
+        }
+        columns.sort_unstable();
+        columns.dedup();
+        let bytes = |part: &Option<ScanPartition>| self.snapshot.scan_bytes_max(&columns, part.as_ref());
+        self.partitions.iter().map(bytes).collect::<std::result::Result<_, _>>().map_err(external)
     }
 
     /// The same scan of another snapshot of the table, its parameters replaced by `values`; `None` if it would have
@@ -146,6 +159,7 @@ impl ExecutionPlan for TableScanExec {
             limit: self.limit,
             partition: self.partitions[partition].clone(),
             batch_rows: context.session_config().batch_size(),
+            buffer_bytes: Buffers::of(context.session_config()).scan,
         };
         let rows = self.snapshot.scan(request).map_err(external)?;
         let metrics = BaselineMetrics::new(&self.metrics, partition);

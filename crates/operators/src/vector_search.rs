@@ -13,7 +13,7 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{DFSchema, ScalarValue, Statistics, exec_err, internal_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
-use datafusion::execution::memory_pool::MemoryConsumer;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::physical_expr::{
@@ -34,12 +34,15 @@ use planner::vectors::VectorArray;
 use storage::{Snapshot, VectorChunk, VectorChunkRef};
 
 use crate::bind::with_values;
+use crate::buffers::{Buffers, fetch_bytes};
 use crate::external;
 
 /// Rows that one worker compares before it looks for cancellation and takes the next: some 300 µs of work.
 const SLICE_ROWS: usize = 4_096;
 /// Chunks that are in memory at once for a search that the cache cannot hold.
 const WAVE_CHUNKS: usize = 4;
+/// Rows whose columns are fetched at once.
+const FETCH_ROWS_MAX: usize = 8_192;
 
 /// Searches one snapshot with one query vector; every candidate is compared, so the answer is exact.
 #[derive(Debug)]
@@ -120,6 +123,22 @@ impl VectorSearchExec {
         &self.snapshot
     }
 
+    /// Bytes of the largest chunk that would be decoded, of all such chunks, and of the rows that are fetched.
+    pub(crate) fn bytes_max(&self) -> Result<(usize, usize, usize)> {
+        let (mut largest, mut all) = (0, 0_u64);
+        for chunk in self.snapshot.vector_chunks(&self.vector).map_err(external)? {
+            let bytes = self.snapshot.decoding_bytes(&chunk).map_err(external)?;
+            largest = largest.max(bytes);
+            all += bytes;
+        }
+        let rows = match self.reach {
+            Reach::Nearest { k } => k.min(FETCH_ROWS_MAX),
+            Reach::Within { .. } => FETCH_ROWS_MAX,
+        };
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Ok((bytes(largest), bytes(all), fetch_bytes(&self.snapshot, &self.columns, rows)?))
+    }
+
     /// The same search of another snapshot of the table, its parameters replaced by `values`.
     ///
     /// # Errors
@@ -162,6 +181,7 @@ impl VectorSearchExec {
             metric: self.metric,
             reach: self.reach,
             workers: context.session_config().target_partitions().max(1),
+            decoded_bytes_max: Buffers::of(context.session_config()).search as u64,
             candidates: counter("candidates"),
             compared: counter("vectors_compared"),
             from_cache: counter("vectors_from_cache"),
@@ -258,12 +278,18 @@ impl ExecutionPlan for VectorSearchExec {
             return internal_err!("a search runs with a query vector, not with the parameter {}", self.query);
         };
         let (query, columns, schema) = (Arc::clone(query), self.columns.clone(), self.schema());
-        let batch_rows = context.session_config().batch_size().max(1);
+        let batch_rows = context.session_config().batch_size().clamp(1, FETCH_ROWS_MAX);
+        let row_bytes = self.snapshot.row_bytes(&columns).map_err(external)?;
+        let batch_rows = Buffers::of(context.session_config()).fetch_rows(row_bytes, batch_rows);
         let fetch_schema = Arc::clone(&schema);
         let batches = futures::stream::once(async move {
             let snapshot = run.snapshot.clone();
-            let hits = run.hits(query, candidates, &context).await?;
-            Ok::<_, DataFusionError>(fetched(snapshot, hits, columns, fetch_schema, batch_rows))
+            let (hits, held) = run.hits(query, candidates, &context).await?;
+            let rows = fetched(snapshot, hits, columns, fetch_schema, batch_rows);
+            // What was found is in memory until it is fetched.
+            Ok::<_, DataFusionError>(rows.inspect(move |_| {
+                let _held = &held;
+            }))
         })
         .try_flatten()
         .inspect_ok(move |batch| metrics.record_output(batch.num_rows()));
@@ -322,6 +348,8 @@ struct Run {
     metric: Metric,
     reach: Reach,
     workers: usize,
+    /// Bytes of the chunks that are decoded at once, unless one alone has more.
+    decoded_bytes_max: u64,
     candidates: Count,
     compared: Count,
     from_cache: Count,
@@ -329,43 +357,43 @@ struct Run {
 }
 
 impl Run {
-    /// The rows found (address and distance), ordered as the reach says.
+    /// The rows found (address and distance), ordered as the reach says, and their memory.
     async fn hits(
         self,
         query: Arc<dyn PhysicalExpr>,
         candidates: Option<SendableRecordBatchStream>,
         context: &TaskContext,
-    ) -> Result<Vec<Neighbor>> {
-        let Some(query) = self.query(query.as_ref())? else { return Ok(vec![]) };
+    ) -> Result<(Vec<Neighbor>, MemoryReservation)> {
+        let reservation = MemoryConsumer::new("VectorSearchExec").register(context.memory_pool());
+        let Some(query) = self.query(query.as_ref())? else { return Ok((vec![], reservation)) };
         let selected = match candidates {
-            Some(stream) => Some(self.addresses(stream).await?),
+            Some(stream) => Some(self.addresses(stream, &reservation).await?),
             None => None,
         };
         let chunks = self.snapshot.vector_chunks(&self.vector).map_err(external)?;
         let chunks: Vec<(VectorChunkRef, Option<Vec<u32>>)> =
             chunks.into_iter().filter_map(|chunk| within_chunk(chunk, selected.as_deref())).collect();
-        let reservation = MemoryConsumer::new("VectorSearchExec").register(&context.memory_pool().clone());
+        // The offsets of the candidates are told from their addresses, and take half of their room beside them.
+        let addresses = selected.as_ref().map_or(0, |selected| selected.len() * size_of::<u64>());
+        reservation.try_resize(addresses / 2 * 3)?;
+        drop(selected);
         let mut found = Found::new(self.reach);
         let (run, query) = (Arc::new(self), Arc::new(query));
         let mut rest = chunks.into_iter().peekable();
         while rest.peek().is_some() {
-            let wave: Vec<_> = rest.by_ref().take(WAVE_CHUNKS).collect();
-            let bytes: u64 = wave.iter().map(|(chunk, _)| chunk.rows * run.vector_bytes()).sum();
-            reservation.try_resize(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+            let (mut wave, mut bytes) = (vec![], 0);
+            while let Some((chunk, _)) = rest.peek() {
+                bytes += run.snapshot.decoding_bytes(chunk).map_err(external)?;
+                if wave.len() == WAVE_CHUNKS || (bytes > run.decoded_bytes_max && !wave.is_empty()) {
+                    break;
+                }
+                wave.extend(rest.next());
+            }
             found.merge(run.search_wave(wave, &query).await?);
+            reservation.try_resize(addresses / 2 * 3 + found.bytes())?;
         }
-        Ok(found.into_hits())
-    }
-
-    fn vector_bytes(&self) -> u64 {
-        use planner::vector_type::Element;
-        let bits = match self.vector_type.element {
-            Element::Float32 => 32,
-            Element::Float16 => 16,
-            Element::Int8 | Element::UInt8 => 8,
-            Element::Bit => 1,
-        };
-        (self.vector_type.dim * bits / 8) as u64
+        reservation.try_resize(found.bytes())?;
+        Ok((found.into_hits(), reservation))
     }
 
     /// Evaluates the query vector; `None` for NULL, which is near to nothing.
@@ -403,10 +431,15 @@ impl Run {
     }
 
     /// The addresses of the candidates, ascending.
-    async fn addresses(&self, mut stream: SendableRecordBatchStream) -> Result<Vec<u64>> {
-        let mut addresses = vec![];
+    async fn addresses(
+        &self,
+        mut stream: SendableRecordBatchStream,
+        reservation: &MemoryReservation,
+    ) -> Result<Vec<u64>> {
+        let mut addresses: Vec<u64> = vec![];
         while let Some(batch) = stream.next().await {
             addresses.extend_from_slice(batch?.column(0).as_primitive::<UInt64Type>().values());
+            reservation.try_resize(addresses.capacity() * size_of::<u64>())?;
         }
         addresses.sort_unstable();
         addresses.dedup();
@@ -555,6 +588,14 @@ impl Found {
             (Self::Nearest(top), Self::Nearest(other)) => top.merge(other),
             (Self::Within { hits, .. }, Self::Within { hits: other, .. }) => hits.extend(other),
             _ => {}
+        }
+    }
+
+    /// Bytes of what was found; those of the nearest alone are few.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Nearest(_) => 0,
+            Self::Within { hits, .. } => hits.capacity() * size_of::<Neighbor>(),
         }
     }
 

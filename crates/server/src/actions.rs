@@ -86,6 +86,7 @@ impl Service {
                 if request.transaction_id.is_some_and(|id| !id.is_empty()) {
                     return Err(no_transactions());
                 }
+                let _text = call.text(&request.query)?;
                 vec![result_of(&call.prepare(call.parse(&request.query)?).await?)]
             }
             CREATE_PREPARED_SUBSTRAIT => {

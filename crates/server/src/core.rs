@@ -45,6 +45,8 @@ impl Core {
     pub(crate) async fn new(engine: Engine, options: &ServerOptions, metrics: Metrics) -> Result<Arc<Self>, String> {
         let limits = options.limits.clone();
         engine.set_slow_query(options.slow_query);
+        engine.set_memory_per_user_max(limits.memory_per_user_max);
+        engine.set_memory_wait(limits.queue_time_max);
         let tokens = match &options.token_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
@@ -92,6 +94,14 @@ impl Core {
         self.tokens.get(&digest(token)).cloned()
     }
 
+    /// Takes memory for something that is kept for a client.
+    ///
+    /// # Errors
+    /// There is none left, or the user has as much as one may.
+    pub(crate) fn hold(&self, call: &Call, bytes: usize, what: &str) -> Result<engine::Held, Status> {
+        self.engine.hold(call.session.user(), bytes, what).map_err(|error| status_of(&error))
+    }
+
     /// A session of the user of a static token.
     ///
     /// # Errors
@@ -114,6 +124,9 @@ impl Core {
         self.sessions.close_idle();
         let open = self.sessions.numbers();
         self.handles.sweep(|session| open.contains(&session));
+        if self.engine.figures().memory_waiting > 0 {
+            self.handles.let_go_of_begun();
+        }
     }
 }
 

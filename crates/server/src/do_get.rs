@@ -14,7 +14,7 @@ use prost::Message;
 use tonic::codec::{DecodeBuf, Decoder};
 use tonic::codegen::http::header::CONTENT_TYPE;
 use tonic::codegen::http::{self, HeaderMap};
-use tonic::codegen::{BoxFuture, Service as Call};
+use tonic::codegen::{BoxFuture, Service as Call, StdError};
 use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::server::NamedService;
 use tonic::{Request, Status, Streaming};
@@ -51,16 +51,20 @@ impl NamedService for Calls {
     const NAME: &'static str = <FlightServiceServer<Service> as NamedService>::NAME;
 }
 
-impl Call<http::Request<tonic::body::Body>> for Calls {
+impl<B> Call<http::Request<B>> for Calls
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Infallible>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Call::<http::Request<tonic::body::Body>>::poll_ready(&mut self.generated, context)
+        Call::<http::Request<B>>::poll_ready(&mut self.generated, context)
     }
 
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let encoding = request.headers().get("grpc-encoding");
         let is_compressed = encoding.is_some_and(|encoding| encoding != "identity");
         if request.uri().path() != DO_GET || is_compressed {
@@ -72,10 +76,11 @@ impl Call<http::Request<tonic::body::Body>> for Calls {
 }
 
 impl Calls {
-    async fn do_get(
-        &self,
-        request: http::Request<tonic::body::Body>,
-    ) -> Result<http::Response<tonic::body::Body>, Status> {
+    async fn do_get<B>(&self, request: http::Request<B>) -> Result<http::Response<tonic::body::Body>, Status>
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<StdError>,
+    {
         let (parts, body) = request.into_parts();
         let mut tickets = Streaming::new_request(Tickets, body, None, Some(self.message_bytes_max));
         let ticket = tickets.try_next().await?.ok_or_else(|| Status::internal("the call has no ticket"))?;

@@ -24,12 +24,16 @@ use crate::sessions::locked;
 
 /// Handles that were closed and are remembered, so that they are not made anew.
 const CLOSED_MAX: usize = 4_096;
+/// How long rows that were begun for a client that polled are kept where others wait for memory.
+const BEGUN_KEPT: Duration = Duration::from_secs(5);
 
 /// A prepared statement of a client.
 pub(crate) struct Prepared {
     pub(crate) prepared: engine::Prepared,
     /// The values that were bound last.
     pub(crate) bound: Mutex<Option<Arc<Bound>>>,
+    /// What the plan and the text take.
+    pub(crate) _memory: engine::Held,
 }
 
 /// Values of a prepared statement: one row for each run.
@@ -39,6 +43,7 @@ pub(crate) struct Bound {
     pub(crate) binding: u64,
     /// The values as they are sent about, if they are not too large for that.
     pub(crate) travelling: Option<bytes::Bytes>,
+    pub(crate) _memory: engine::Held,
 }
 
 /// The answer of a statement that was planned or carried out.
@@ -47,9 +52,17 @@ pub(crate) struct Waiting {
     pub(crate) schema: SchemaRef,
     pub(crate) rows: RowsOf,
     /// Rows that were begun to be made while the client polled, for the first fetch.
-    pub(crate) begun: Mutex<Option<BoxStream<'static, Result<RecordBatch, Status>>>>,
+    pub(crate) begun: Mutex<Option<FirstRows>>,
+    /// What plans and rows take.
+    _memory: Option<engine::Held>,
     /// Whether somebody has fetched it to its end.
     pub(crate) is_fetched: AtomicBool,
+}
+
+/// Rows that are being made, and since when they wait to be fetched.
+pub(crate) struct FirstRows {
+    pub(crate) rows: BoxStream<'static, Result<RecordBatch, Status>>,
+    pub(crate) since: Instant,
 }
 
 /// Where the rows of an answer come from.
@@ -62,7 +75,12 @@ pub(crate) enum RowsOf {
 
 impl Waiting {
     pub(crate) fn new(schema: SchemaRef, rows: RowsOf) -> Self {
-        Self { schema, rows, begun: Mutex::default(), is_fetched: AtomicBool::new(false) }
+        Self { schema, rows, begun: Mutex::default(), _memory: None, is_fetched: AtomicBool::new(false) }
+    }
+
+    /// The same, counted as so much memory for as long as it is kept.
+    pub(crate) fn counted(self, memory: engine::Held) -> Self {
+        Self { _memory: Some(memory), ..self }
     }
 }
 
@@ -208,6 +226,19 @@ impl Handles {
         let now = Instant::now();
         locked(&self.entries)
             .retain(|_, entry| entry.expires.is_none_or(|expires| expires >= now) && is_open(entry.session));
+    }
+
+    /// Stops making rows that nobody has fetched for a while: they hold memory that others wait for. Who fetches them later
+    /// runs the plan anew.
+    pub(crate) fn let_go_of_begun(&self) {
+        let held: Vec<Held> = locked(&self.entries).values().map(|entry| entry.held.clone()).collect();
+        for held in held {
+            let Held::Waiting(waiting) = held else { continue };
+            let mut begun = locked(&waiting.begun);
+            if begun.as_ref().is_some_and(|begun| begun.since.elapsed() > BEGUN_KEPT) {
+                *begun = None;
+            }
+        }
     }
 
     /// Forgets everything of a session.

@@ -3,7 +3,7 @@
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow_flight::FlightData;
-use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use arrow_flight::sql::{CommandStatementIngest, TableExistsOption, TableNotExistOption};
 use engine::{CATALOG, DEFAULT_SCHEMA, Error, ErrorKind, ImportMode, IngestTarget};
@@ -25,17 +25,30 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Reads up to the first batch, so that the columns are known.
+    /// Reads the columns; the rows are read when somebody has memory for them.
     ///
     /// # Errors
     /// Messages that are no Arrow data.
     pub(crate) async fn read(messages: BoxStream<'static, Result<FlightData, Status>>) -> Result<Self, Status> {
         let messages = messages.map_err(|status| FlightError::Tonic(Box::new(status)));
-        let mut rows = FlightRecordBatchStream::new_from_flight_data(messages);
-        let first = rows.try_next().await.map_err(|error| unreadable(&error))?;
-        let schema = rows.schema().cloned().unwrap_or_else(|| Arc::new(Schema::empty()));
-        let rows = futures::stream::iter(first.map(Ok)).chain(rows).boxed();
-        Ok(Self { schema, rows })
+        let mut decoder = FlightDataDecoder::new(messages);
+        let mut schema = None;
+        while schema.is_none() {
+            match decoder.try_next().await.map_err(|error| unreadable(&error))?.map(|message| message.payload) {
+                Some(DecodedPayload::Schema(read)) => schema = Some(read),
+                Some(DecodedPayload::None) => {}
+                Some(DecodedPayload::RecordBatch(_)) => return Err(malformed("the rows", "their columns are missing")),
+                None => schema = Some(Arc::new(Schema::empty())),
+            }
+        }
+        let rows = decoder.try_filter_map(|message| {
+            std::future::ready(match message.payload {
+                DecodedPayload::RecordBatch(batch) => Ok(Some(batch)),
+                DecodedPayload::None => Ok(None),
+                DecodedPayload::Schema(_) => Err(FlightError::DecodeError("the columns were sent twice".to_owned())),
+            })
+        });
+        Ok(Self { schema: schema.unwrap_or_else(|| Arc::new(Schema::empty())), rows: rows.boxed() })
     }
 
     /// All batches, of values for parameters.

@@ -17,6 +17,7 @@ mod do_get;
 mod handles;
 pub mod http;
 mod ingest;
+mod intake;
 mod messages;
 pub mod metrics;
 mod options;

@@ -375,6 +375,8 @@ impl Collector for EngineSource {
         ] {
             encode_one(&mut encoder, name, help, bytes.as_ref(), &ConstGauge::new(value))?;
         }
+        let (name, help) = ("sagitta_memory_waiting", "Statements that wait for memory.");
+        encode_one(&mut encoder, name, help, None, &ConstGauge::new(figures.memory_waiting))?;
         for (name, help, value) in [
             ("sagitta_vector_cache_hits", "Reads of vectors that the cache answered.", figures.vector_cache_hits),
             (
@@ -536,6 +538,7 @@ mod tests {
         metrics.observe_engine(move || EngineFigures {
             memory_reserved_bytes: 10,
             memory_limit_bytes: 20,
+            memory_waiting: 3,
             vector_cache_bytes: 30,
             vector_cache_bytes_max: 40,
             vector_cache_hits: scrapes.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
@@ -545,6 +548,7 @@ mod tests {
             ("sagitta_vector_cache_hits_total", 0.0),
             ("sagitta_memory_reserved_bytes", 10.0),
             ("sagitta_memory_limit_bytes", 20.0),
+            ("sagitta_memory_waiting", 3.0),
             ("sagitta_vector_cache_bytes", 30.0),
             ("sagitta_vector_cache_max_bytes", 40.0),
             ("sagitta_vector_cache_misses_total", 60.0),

@@ -68,9 +68,11 @@ pub struct Limits {
     pub queue_time_max: Duration,
     /// The longest that a statement may run; sessions can only set less. None: as long as the engine allows.
     pub statement_time_max: Option<Duration>,
+    /// Bytes that the statements of one user, and what is kept for the user, may take together; none for as many as there are.
+    pub memory_per_user_max: Option<usize>,
     /// Rows that one statement may return; none for as many as there are.
     pub rows_max: Option<u64>,
-    /// The largest message that a client may send, in bytes.
+    /// The largest message that a client may send, in bytes. Where memory is scarce it is less, but 16 MiB always.
     pub message_bytes_max: usize,
     /// Sessions that may be open at once.
     pub sessions_max: usize,
@@ -95,6 +97,7 @@ impl Default for Limits {
             queue_max: 256,
             queue_time_max: Duration::from_secs(60),
             statement_time_max: None,
+            memory_per_user_max: None,
             rows_max: None,
             message_bytes_max: 64 << 20,
             sessions_max: 4096,

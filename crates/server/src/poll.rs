@@ -1,7 +1,7 @@
 //! Long statements that are polled: begun at the first poll, told of at each, their answer fetched once it is there.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_flight::sql::{Any, Command};
 use arrow_flight::{FlightDescriptor, FlightInfo, PollInfo};
@@ -11,7 +11,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::core::Call;
-use crate::handles::{Held, RowsOf, Waiting};
+use crate::handles::{FirstRows, Held, RowsOf, Waiting};
 use crate::metrics::StatementKind;
 use crate::sessions::locked;
 use crate::statements::Asked;
@@ -134,7 +134,7 @@ impl Call {
         let mut rows = wire::of_engine(answer);
         let first = rows.next().await.transpose()?;
         let first = futures::stream::iter(first.map(Ok));
-        *locked(&waiting.begun) = Some(first.chain(rows).boxed());
+        *locked(&waiting.begun) = Some(FirstRows { rows: first.chain(rows).boxed(), since: Instant::now() });
         Ok(())
     }
 

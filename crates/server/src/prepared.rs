@@ -29,10 +29,13 @@ use crate::travel::{self, Body, Content, Source, VALUES_BYTES_MAX, arrived, trav
 
 /// Rows of values for one run.
 const BOUND_ROWS_MAX: usize = 100_000;
+/// What a prepared statement takes with its template, beside its text: it was measured.
+const PREPARED_BYTES: usize = 32 << 10;
 
 impl Call {
     /// Prepares a statement: its handle, the columns of its answer and its parameters.
     pub(crate) async fn prepare(&self, statement: Statement) -> Result<CreatePreparedStatementResult, Status> {
+        let bytes = statement.written().len();
         let prepared = self.session.engine.prepare_parsed(statement).await.map_err(|error| status_of(&error))?;
         let description = prepared.description();
         let columns = match &description.columns {
@@ -49,7 +52,7 @@ impl Call {
             .collect();
         let parameters = ipc(&self.types.schema(&Schema::new(parameters)))?;
         let is_update = description.is_update;
-        let prepared = Arc::new(Prepared { prepared, bound: Mutex::default() });
+        let prepared = Arc::new(self.held(prepared, bytes)?);
         let id = self.core.handles.add(self.owner(), Held::Prepared(Arc::clone(&prepared)))?;
         Ok(CreatePreparedStatementResult {
             prepared_statement_handle: self.handle_of(id, &prepared, None),
@@ -57,6 +60,12 @@ impl Call {
             parameter_schema: parameters,
             is_update: Some(is_update),
         })
+    }
+
+    /// A prepared statement to be kept. `bytes`: those of its text.
+    fn held(&self, prepared: engine::Prepared, bytes: usize) -> Result<Prepared, Status> {
+        let _memory = self.core.hold(self, PREPARED_BYTES + bytes, "the prepared statement")?;
+        Ok(Prepared { prepared, bound: Mutex::default(), _memory })
     }
 
     /// The handle of a prepared statement with these values.
@@ -93,22 +102,23 @@ impl Call {
             )
         })?;
         let statement = self.arrived(source)?;
+        let bytes = statement.written().len();
         let prepared = self.session.engine.prepare_parsed(statement).await.map_err(|error| status_of(&error))?;
-        let held = Held::Prepared(Arc::new(Prepared { prepared, bound: Mutex::default() }));
+        let held = Held::Prepared(Arc::new(self.held(prepared, bytes)?));
         self.core.handles.adopt(self.owner(), id, held, std::time::Duration::ZERO)
     }
 
     /// The prepared statement of a handle, to be run.
     pub(crate) async fn prepared(&self, handle: &Bytes) -> Result<Asked, Status> {
         let found = self.prepared_of(handle).await?;
-        let bound = found.bound()?;
+        let bound = found.bound(self)?;
         Asked::of_prepared(found.prepared, bound)
     }
 
     /// Binds values to a prepared statement; the handle that holds them.
     pub(crate) async fn bind(&self, handle: &Bytes, batches: &[RecordBatch]) -> Result<Bytes, Status> {
         let Found { id, prepared, .. } = self.prepared_of(handle).await?;
-        let bound = prepared.bind(batches)?;
+        let bound = prepared.bind(self, batches)?;
         Ok(self.handle_of(id, &prepared, bound.as_deref()))
     }
 }
@@ -125,16 +135,16 @@ impl Found {
     ///
     /// # Errors
     /// The handle says values that are elsewhere, or were replaced.
-    fn bound(&self) -> Result<Option<Arc<Bound>>, Status> {
+    fn bound(&self, call: &Call) -> Result<Option<Arc<Bound>>, Status> {
         let last = locked(&self.prepared.bound).clone();
         match (&self.said.values, last) {
             (_, last) if self.said.binding == 0 => Ok(last),
             (_, Some(last)) if last.binding == self.said.binding => Ok(Some(last)),
-            (Some(values), _) => Ok(Some(Arc::new(Bound {
-                values: arrived(values)?,
-                binding: self.said.binding,
-                travelling: Some(values.clone()),
-            }))),
+            (Some(values), _) => {
+                let (values, travelling) = (arrived(values)?, Some(values.clone()));
+                let _memory = call.core.hold(call, values.get_array_memory_size(), "a set of bound values")?;
+                Ok(Some(Arc::new(Bound { values, binding: self.said.binding, travelling, _memory })))
+            }
             (None, _) => Err(Status::not_found(format!(
                 "the values of the prepared statement are not here: they are kept where they were bound, until others are, as they have more than the {VALUES_BYTES_MAX} bytes that a handle holds; bind them again"
             ))),
@@ -142,8 +152,8 @@ impl Found {
     }
 
     /// The same for a change that is sent without values: what was bound last is not taken, as it may have been applied.
-    pub(crate) fn bound_by_handle(&self) -> Result<Option<Arc<Bound>>, Status> {
-        if self.said.binding == 0 { Ok(None) } else { self.bound() }
+    pub(crate) fn bound_by_handle(&self, call: &Call) -> Result<Option<Arc<Bound>>, Status> {
+        if self.said.binding == 0 { Ok(None) } else { self.bound(call) }
     }
 }
 
@@ -153,7 +163,7 @@ impl Asked {
             Some(bound) => rows_of(&bound.values)?,
             None => vec![vec![]],
         };
-        Ok(Self { runnable: Runnable::Prepared(prepared), rows, bound })
+        Ok(Self { runnable: Runnable::Prepared(prepared), rows, bound, _text: None })
     }
 }
 
@@ -168,8 +178,8 @@ impl Prepared {
     /// Keeps values for the next run, and gives them back.
     ///
     /// # Errors
-    /// More rows than are taken at once, columns that are not one for each parameter.
-    pub(crate) fn bind(&self, batches: &[RecordBatch]) -> Result<Option<Arc<Bound>>, Status> {
+    /// More rows than are taken at once, columns that are not one for each parameter, no memory for them.
+    pub(crate) fn bind(&self, call: &Call, batches: &[RecordBatch]) -> Result<Option<Arc<Bound>>, Status> {
         let Some(first) = batches.first() else {
             *locked(&self.bound) = None;
             return Ok(None);
@@ -190,7 +200,9 @@ impl Prepared {
         }
         // Random, so that no other server gives the same number; never 0.
         let (binding, _) = Uuid::new_v4().as_u64_pair();
-        let bound = Arc::new(Bound { travelling: travelling(&batch), values: batch, binding: binding | 1 });
+        let _memory = call.core.hold(call, batch.get_array_memory_size(), "a set of bound values")?;
+        let travelling = travelling(&batch);
+        let bound = Arc::new(Bound { travelling, values: batch, binding: binding | 1, _memory });
         *locked(&self.bound) = Some(Arc::clone(&bound));
         Ok(Some(bound))
     }

@@ -13,6 +13,7 @@ use crate::handles::{Held, RowsOf, Waiting};
 use crate::metrics::{StatementKind, StatementOutcome};
 use crate::prepared::rows_of;
 use crate::seal::unknown;
+use crate::statements::PLAN_BYTES;
 use crate::status::status_of;
 use crate::travel::{Body, Content, Replay, Source, Ticket, arrived};
 use crate::wire::Types;
@@ -87,6 +88,7 @@ impl Call {
         if rows.len() != replay.plans.len() {
             return Err(unknown());
         }
+        let memory = self.core.hold(self, rows.len().saturating_mul(PLAN_BYTES), "a plan for each row of values")?;
         let mut plans: Vec<Plan> = Vec::with_capacity(rows.len());
         for (values, pins) in rows.iter().zip(&replay.plans) {
             let pins = Pins::from(pins.clone());
@@ -94,6 +96,6 @@ impl Call {
             plans.push(plan.map_err(|error| status_of(&error))?);
         }
         let schema = plans.first().ok_or_else(unknown)?.schema();
-        Ok(Arc::new(Waiting::new(types.schema(&schema), RowsOf::Plans(plans))))
+        Ok(Arc::new(Waiting::new(types.schema(&schema), RowsOf::Plans(plans)).counted(memory)))
     }
 }

@@ -14,12 +14,20 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use crate::core::Core;
 use crate::do_get::Calls;
 use crate::http::{Addresses, HttpState, Readiness};
+use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::options::{ServerOptions, TlsOptions};
 use crate::service::Service;
 
 /// How often what is too old is forgotten.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often the memory of the process is looked at.
+const WATCH: Duration = Duration::from_millis(50);
+/// Messages of this size are taken however little memory there is: drivers send such.
+const MESSAGE_BYTES_ALWAYS: usize = 16 << 20;
+/// What one call may have sent ahead: the least and the most, and in between one part in this many of the memory.
+const WINDOW: (u32, u32) = (64 << 10, 1 << 20);
+const WINDOW_SHARE: usize = 4_096;
 /// Headers of one call: JDBC sends unknown parts of its URL as headers.
 const HEADERS_BYTES_MAX: u32 = 64 << 10;
 
@@ -116,11 +124,18 @@ async fn serve_core(
     options: &ServerOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let flight = Calls::new(Service { core: Arc::clone(&core) }, options.limits.message_bytes_max);
+    let memory_bytes = usize::try_from(core.engine.figures().memory_limit_bytes).unwrap_or(usize::MAX);
+    let message_bytes_max = options.limits.message_bytes_max.min((memory_bytes / 4).max(MESSAGE_BYTES_ALWAYS));
+    let flight = Calls::new(Service { core: Arc::clone(&core) }, message_bytes_max);
+    let flight = Intake::new(flight, core.engine.clone(), options.limits.queue_time_max);
+    // What a client sends ahead is in memory before anybody looks at it.
+    let window = u32::try_from(memory_bytes / WINDOW_SHARE).unwrap_or(u32::MAX).clamp(WINDOW.0, WINDOW.1);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlightServiceServer<Service>>().await;
     let mut server = Server::builder()
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(4 * window)
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .tcp_nodelay(true);
     if let Some(tls) = &options.tls {
@@ -130,6 +145,13 @@ async fn serve_core(
     }
     let stopping = CancellationToken::new();
     let sweeper = tokio::spawn(sweep(Arc::clone(&core), stopping.clone()));
+    let engine = core.engine.clone();
+    let watcher = tokio::spawn(async move {
+        loop {
+            engine.watch_memory();
+            tokio::time::sleep(WATCH).await;
+        }
+    });
     let told = {
         let stopping = stopping.clone();
         async move {
@@ -151,6 +173,7 @@ async fn serve_core(
         () = drained => Ok(()),
     };
     sweeper.abort();
+    watcher.abort();
     outcome
 }
 

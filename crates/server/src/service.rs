@@ -165,8 +165,8 @@ impl Call {
                 let found = self.prepared_of(&update.prepared_statement_handle).await?;
                 let batches = if has_rows { Sent::read(messages).await?.collect().await? } else { vec![] };
                 let bound = match batches.iter().any(|batch| batch.num_columns() > 0) {
-                    true => found.prepared.bind(&batches)?,
-                    false => found.bound_by_handle()?,
+                    true => found.prepared.bind(self, &batches)?,
+                    false => found.bound_by_handle(self)?,
                 };
                 self.update_prepared(found.prepared, bound).await?
             }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::handles::Owner;
 use crate::metrics::{Held, Metrics};
 use crate::options::Limits;
+use crate::status::status_of;
 use crate::wire::Types;
 
 /// The cookie that Flight clients keep a session by.
@@ -30,6 +31,8 @@ pub(crate) fn is_own(token: &str) -> bool {
 
 /// A header that asks for so many parts of an answer.
 const ENDPOINTS_HEADER: &str = "x-sagitta-endpoints";
+/// What a session takes with its connection: its settings, its functions, buffers of the network.
+const SESSION_BYTES: usize = 128 << 10;
 /// Parts that an answer is cut into at most.
 pub(crate) const ENDPOINTS_MAX: usize = 256;
 
@@ -49,6 +52,8 @@ pub(crate) struct ClientSession {
     used: AtomicU64,
     /// Counts it among the sessions that are open.
     _counted: Option<Held>,
+    /// What it takes.
+    _memory: Option<engine::Held>,
 }
 
 impl ClientSession {
@@ -172,6 +177,7 @@ fn cookie_of(metadata: &MetadataMap) -> Option<String> {
 
 /// The sessions of a server.
 pub(crate) struct Sessions {
+    database: Engine,
     began: Instant,
     sessions_max: usize,
     idle_max: Duration,
@@ -193,8 +199,10 @@ impl Sessions {
             endpoints: Mutex::default(),
             used: AtomicU64::new(0),
             _counted: None,
+            _memory: None,
         });
         Self {
+            database: engine.clone(),
             began: Instant::now(),
             sessions_max,
             idle_max,
@@ -237,6 +245,7 @@ impl Sessions {
                 open.len()
             )));
         }
+        let memory = self.database.hold(engine.user(), SESSION_BYTES, "a session");
         let session = Arc::new(ClientSession {
             id: Some(id.to_owned()),
             number: self.next.fetch_add(1, Ordering::Relaxed),
@@ -246,6 +255,7 @@ impl Sessions {
             endpoints: Mutex::default(),
             used: AtomicU64::new(self.now()),
             _counted: Some(self.metrics.session()),
+            _memory: Some(memory.map_err(|error| status_of(&error))?),
         });
         open.insert(id.to_owned(), Arc::clone(&session));
         Ok(session)

@@ -29,6 +29,13 @@ use crate::wire;
 
 /// Below this, several parts cost more than they bring.
 const ROWS_IN_PARTS_MIN: u64 = 100_000;
+/// What a plan takes that waits to be run.
+pub(crate) const PLAN_BYTES: usize = 16 << 10;
+/// Texts longer than this are counted while they are planned: below it they take no more than the call itself.
+const TEXT_BYTES_COUNTED: usize = 64 << 10;
+/// Bytes of parsed and planned SQL for one of its text, such as of a long list of numbers.
+const PLANNED_BYTES_PER_TEXT: usize = 64;
+
 /// What a statement came to.
 pub(crate) struct Begun {
     pub(crate) waiting: Waiting,
@@ -42,7 +49,7 @@ pub(crate) struct Begun {
 
 /// What is run: a statement that was just parsed, or one that was prepared.
 pub(crate) enum Runnable {
-    Parsed(Statement),
+    Parsed(Box<Statement>),
     Prepared(Arc<Prepared>),
 }
 
@@ -53,11 +60,13 @@ pub(crate) struct Asked {
     pub(crate) rows: Vec<Vec<ScalarValue>>,
     /// The same as they were bound, if any were.
     pub(crate) bound: Option<Arc<Bound>>,
+    /// What the text takes until it is planned.
+    pub(crate) _text: Option<engine::Held>,
 }
 
 impl Asked {
     fn of(statement: Statement) -> Self {
-        Self { runnable: Runnable::Parsed(statement), rows: vec![vec![]], bound: None }
+        Self { runnable: Runnable::Parsed(Box::new(statement)), rows: vec![vec![]], bound: None, _text: None }
     }
 
     pub(crate) fn statement(&self) -> &Statement {
@@ -79,7 +88,21 @@ impl Call {
 
     /// The one statement of a text, to be run.
     pub(crate) fn parsed(&self, sql: &str) -> Result<Asked, Status> {
-        self.parse(sql).map(Asked::of)
+        let _text = self.text(sql)?;
+        Ok(Asked { _text, ..Asked::of(self.parse(sql)?) })
+    }
+
+    /// What a text takes while it is parsed and planned.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(crate) fn text(&self, sql: &str) -> Result<Option<engine::Held>, Status> {
+        match sql.len() {
+            ..=TEXT_BYTES_COUNTED => Ok(None),
+            bytes => {
+                self.core.hold(self, bytes.saturating_mul(PLANNED_BYTES_PER_TEXT), "a text of such a length").map(Some)
+            }
+        }
     }
 
     /// A Substrait plan, to be run.
@@ -142,6 +165,9 @@ impl Call {
 
     async fn begin_admitted(&self, asked: &Asked) -> Result<Begun, Status> {
         let (mut plans, mut batches, mut schema, mut done): (_, _, _, Option<Done>) = (vec![], vec![], None, None);
+        // Many rows of values are as many plans.
+        let memory =
+            self.core.hold(self, asked.rows.len().saturating_mul(PLAN_BYTES), "a plan for each row of values")?;
         for parameters in &asked.rows {
             match self.start(&asked.runnable, parameters).await.map_err(|error| status_of(&error))? {
                 Started::Query(plan) => plans.push(plan),
@@ -158,8 +184,16 @@ impl Call {
         let schema = plans.first().map(Plan::schema).or(schema).unwrap_or_else(|| Arc::new(Schema::empty()));
         let query_id = plans.first().map(Plan::query_id);
         let ticket = travel::Ticket::of(asked, &plans, self.types.name());
-        let rows = if plans.is_empty() { RowsOf::Batches(batches) } else { RowsOf::Plans(plans) };
-        Ok(Begun { waiting: Waiting::new(self.types.schema(&schema), rows), ticket, done, query_id })
+        let (rows, memory) = match plans.is_empty() {
+            // They are there, and the statement is carried out: it is too late to refuse them.
+            true => {
+                let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+                (RowsOf::Batches(batches), self.core.engine.hold_anyway(self.session.user(), bytes))
+            }
+            false => (RowsOf::Plans(plans), memory),
+        };
+        let waiting = Waiting::new(self.types.schema(&schema), rows).counted(memory);
+        Ok(Begun { waiting, ticket, done, query_id })
     }
 
     /// The outcome of work that must end within the time that the server gives a statement.
@@ -286,7 +320,7 @@ impl Waiting {
             (RowsOf::Plans(plans), Some(part)) if plans.len() == 1 => run(plans[0].run_part(part)),
             (_, Some(_)) => Err(malformed("the ticket", "the answer has no parts")),
             (_, None) => match crate::sessions::locked(&self.begun).take() {
-                Some(begun) => Ok(begun),
+                Some(begun) => Ok(begun.rows),
                 None => Ok(match &self.rows {
                     RowsOf::Batches(batches) => futures::stream::iter(batches.clone()).map(Ok).boxed(),
                     RowsOf::Plans(plans) if plans.len() == 1 => run(plans[0].run())?,

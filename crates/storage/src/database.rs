@@ -52,8 +52,17 @@ const OPEN_TABLES_MAX: usize = 256;
 /// Places of foreign datasets whose connections and caches are kept.
 const FOREIGN_ROOTS_MAX: usize = 64;
 
+/// The part of the database's own caches that each place of foreign datasets has: one in this many.
+const FOREIGN_CACHE_SHARE: usize = 16;
+
 /// Bytes of decoded vectors that are kept if nothing else is said.
 const VECTOR_CACHE_BYTES: usize = 1 << 30;
+
+/// Bytes that the other caches hold together if nothing else is said.
+const OTHER_CACHES_BYTES: usize = 800 << 20;
+
+/// Bytes that OPTIMIZE holds if nothing else is said.
+const REWRITE_BYTES: usize = 768 << 20;
 
 /// How to reach a database and what it may use.
 #[derive(Clone)]
@@ -62,13 +71,19 @@ pub struct OpenOptions {
     pub storage_options: Vec<(String, String)>,
     /// Bytes of decoded vectors that may be kept.
     pub vector_cache_bytes: usize,
+    /// Bytes that the other caches may hold together: indexes and metadata of Lance, keys, checksums.
+    pub other_caches_bytes: usize,
+    /// Bytes that OPTIMIZE may hold while it rewrites files.
+    pub rewrite_bytes: usize,
     /// Whether an empty or missing location becomes a new database.
     pub create: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { storage_options: Vec::new(), vector_cache_bytes: VECTOR_CACHE_BYTES, create: true }
+        let (vector_cache_bytes, other_caches_bytes) = (VECTOR_CACHE_BYTES, OTHER_CACHES_BYTES);
+        let (storage_options, rewrite_bytes) = (Vec::new(), REWRITE_BYTES);
+        Self { storage_options, vector_cache_bytes, other_caches_bytes, rewrite_bytes, create: true }
     }
 }
 
@@ -79,6 +94,8 @@ impl fmt::Debug for OpenOptions {
             .debug_struct("OpenOptions")
             .field("storage_options", &names)
             .field("vector_cache_bytes", &self.vector_cache_bytes)
+            .field("other_caches_bytes", &self.other_caches_bytes)
+            .field("rewrite_bytes", &self.rewrite_bytes)
             .field("create", &self.create)
             .finish()
     }
@@ -110,6 +127,9 @@ struct Inner {
     /// Where foreign datasets were opened, by location and options. Not the datasets: somebody may delete one and make
     /// another in its place, with the same version numbers.
     foreign: Mutex<HashMap<Place, Root>>,
+    /// Bytes that Lance keeps of the indexes, and as many of the metadata, of each of these places.
+    foreign_cache_bytes: usize,
+    rewrite_bytes: usize,
 }
 
 impl fmt::Debug for Database {
@@ -145,10 +165,12 @@ impl Database {
         let location = Location::parse(location)?;
         let shown = location.shown();
         let s3 = S3Settings::new(&options.storage_options)?;
+        // Indexes, metadata and keys have about a third each; the checksums' own bound is small.
+        let cache_bytes = options.other_caches_bytes / 25 * 8;
         let opened = async {
             let root = match wrapper {
-                Some(wrapper) => Root::with_wrapper(location, &s3, Some(wrapper)).await?,
-                None => Root::new(location, &s3).await?,
+                Some(wrapper) => Root::with_wrapper(location, &s3, Some(wrapper), cache_bytes).await?,
+                None => Root::new(location, &s3, cache_bytes).await?,
             };
             check_or_initialise(&root, options.create).await?;
             let log = CatalogLog::new(root.clone());
@@ -171,7 +193,9 @@ impl Database {
             s3,
             writer: Uuid::new_v4().to_string(),
             sequencers: Sequencers::default(),
-            keys: KeyCache::default(),
+            keys: KeyCache::new(cache_bytes),
+            foreign_cache_bytes: cache_bytes / FOREIGN_CACHE_SHARE,
+            rewrite_bytes: options.rewrite_bytes,
             past: Past::default(),
             open_tables: Mutex::new(HashMap::new()),
             foreign: Mutex::new(HashMap::new()),
@@ -399,13 +423,19 @@ impl Database {
         self.inner.cache.set_bytes_max(bytes);
     }
 
+    /// Bytes that OPTIMIZE may hold while it rewrites files.
+    pub fn rewrite_bytes(&self) -> usize {
+        self.inner.rewrite_bytes
+    }
+
     async fn foreign_root(&self, location: Location, options: &[(String, String)]) -> Result<Root> {
         let key = (location.shown(), options.to_vec());
         let lock = || self.inner.foreign.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(root) = lock().get(&key) {
             return Ok(root.clone());
         }
-        let root = Root::foreign(location, &self.inner.s3.clone().with(options)?).await?;
+        let s3 = self.inner.s3.clone().with(options)?;
+        let root = Root::foreign(location, &s3, self.inner.foreign_cache_bytes).await?;
         let mut known = lock();
         if known.len() >= FOREIGN_ROOTS_MAX {
             known.clear();

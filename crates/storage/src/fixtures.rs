@@ -154,6 +154,7 @@ pub(crate) fn request(columns: &[&str]) -> ScanRequest {
         limit: None,
         partition: None,
         batch_rows: 8192,
+        buffer_bytes: crate::SCAN_BUFFER_BYTES,
     }
 }
 

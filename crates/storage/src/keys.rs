@@ -20,8 +20,8 @@ use crate::error::{Result, StorageError};
 use crate::scan::{ROW_ADDRESS, ScanPartition, ScanRequest};
 use crate::snapshot::{FragmentShape, Snapshot};
 
-/// Bytes of the lists that are kept: 12 per row.
-const CACHE_BYTES: usize = 256 << 20;
+/// Bytes that are in memory while key columns are read.
+const KEY_BUFFER_BYTES: usize = 8 << 20;
 
 /// Rows per batch while key columns are read.
 const BATCH_ROWS: usize = 8192;
@@ -286,8 +286,9 @@ impl FileKeys {
 }
 
 /// The lists of the files that were asked last.
-#[derive(Default)]
 pub(crate) struct KeyCache {
+    /// Bytes of the lists that are kept: 12 per row.
+    bytes_max: usize,
     held: Mutex<Held>,
 }
 
@@ -299,6 +300,10 @@ struct Held {
 }
 
 impl KeyCache {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, held: Mutex::default() }
+    }
+
     async fn keys_of(
         &self,
         snapshot: &Snapshot,
@@ -334,7 +339,7 @@ impl KeyCache {
         } else {
             held.order.push_back(name);
         }
-        while held.bytes > CACHE_BYTES {
+        while held.bytes > self.bytes_max {
             let Some(oldest) = held.order.pop_front() else { break };
             if let Some(gone) = held.files.remove(&oldest) {
                 held.bytes -= gone.bytes();
@@ -352,6 +357,7 @@ async fn read_keys(snapshot: &Snapshot, fragment: &FragmentShape, columns: &KeyC
         limit: None,
         partition: Some(ScanPartition::of_fragment(fragment)),
         batch_rows: BATCH_ROWS,
+        buffer_bytes: KEY_BUFFER_BYTES,
     };
     let mut batches = snapshot.scan(request)?;
     let mut entries: Vec<(u64, u32)> = Vec::new();

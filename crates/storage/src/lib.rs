@@ -56,7 +56,7 @@ pub use keys::can_be_key;
 pub use maintain::VacuumReport;
 pub use optimize::OptimizeReport;
 pub use retention::Retention;
-pub use scan::{ROW_ADDRESS, ScanPartition, ScanRequest};
+pub use scan::{ROW_ADDRESS, SCAN_BUFFER_BYTES, SCAN_BUFFER_BYTES_MIN, ScanPartition, ScanRequest, scan_batch_bytes};
 pub use schema_change::NewDefault;
 pub use secret::Secret;
 pub use snapshot::Snapshot;

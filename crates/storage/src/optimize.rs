@@ -26,6 +26,7 @@ use crate::catalog::{TableEntry, TableName};
 use crate::change::stale_if;
 use crate::database::Database;
 use crate::error::{Result, StorageError};
+use crate::scan::{SCAN_BUFFER_BYTES, SCAN_BUFFER_BYTES_MIN, scan_batch_bytes};
 use crate::snapshot::{FragmentShape, Snapshot, guard};
 use crate::turn::{Turn, gone};
 
@@ -38,6 +39,12 @@ const ROUNDS_BESIDE_WRITERS: u32 = 3;
 
 /// Tasks that read and write at once, at most: each holds the batches that are under way in memory.
 const TASKS_AT_ONCE_MAX: usize = 4;
+
+/// Bytes that a task is given where there are more than one: half of them for reading, half for writing.
+const TASK_BYTES: usize = 128 << 20;
+
+/// Rows that a task reads at once: the least and the most.
+const BATCH_ROWS: (usize, usize) = (16, 8_192);
 
 /// How often a commit is tried while writers of other processes are faster.
 const ATTEMPTS_MAX: u32 = 100;
@@ -75,7 +82,7 @@ impl Database {
         self.check_holds(name, entry).await?;
         let snapshot = self.snapshot(entry).await?;
         let fragments_before = snapshot.fragments().len() as u64;
-        let plan = Plan::on(snapshot, &HashSet::new()).await?;
+        let plan = Plan::on(snapshot, &HashSet::new(), self.rewrite_bytes()).await?;
         if dry_run || plan.tasks.is_empty() {
             return Ok(OptimizeReport { fragments_before, fragments_after: plan.fragments_after(), version: None });
         }
@@ -108,7 +115,7 @@ impl Database {
             };
             let plan = match first.take() {
                 Some(plan) => plan,
-                None => Plan::on(self.snapshot(entry).await?, &written).await?,
+                None => Plan::on(self.snapshot(entry).await?, &written, self.rewrite_bytes()).await?,
             };
             if plan.tasks.is_empty() {
                 return Ok(newest);
@@ -156,7 +163,11 @@ impl Database {
             let turn = self.turn(name, entry).await?;
             let what = format!("cannot optimize {}", turn.snapshot().location());
             let (mut dataset, committer) = self.open_to_change(turn.snapshot(), entry, "OPTIMIZE").await?;
-            let compacted = guard(&what, compact_files(&mut dataset, options(vec![]), None)).await;
+            let compacted = guard(
+                &what,
+                compact_files(&mut dataset, options(turn.snapshot(), self.rewrite_bytes(), vec![])?, None),
+            )
+            .await;
             match stale_if(compacted, &committer) {
                 Ok(metrics) if metrics.fragments_removed == 0 => return Ok(None),
                 Ok(_) => return Ok(Some(turn.adopt(dataset).await?)),
@@ -186,17 +197,24 @@ fn outrun(name: &TableName) -> StorageError {
     ))
 }
 
-fn options(excluded_fragment_ids: Vec<u32>) -> CompactionOptions {
-    CompactionOptions {
+/// How files are rewritten with so many bytes of memory: as many tasks as they suffice for, each with a part of them.
+fn options(snapshot: &Snapshot, bytes: usize, excluded_fragment_ids: Vec<u32>) -> Result<CompactionOptions> {
+    let tasks = tasks_at_once(bytes);
+    let buffer = (bytes / tasks / 2).clamp(SCAN_BUFFER_BYTES_MIN, SCAN_BUFFER_BYTES);
+    let columns: Vec<String> = snapshot.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let row_bytes = usize::try_from(snapshot.row_bytes(&columns)?).unwrap_or(usize::MAX);
+    Ok(CompactionOptions {
         index_remap_mode: IndexRemapMode::Compact,
-        num_threads: Some(tasks_at_once()),
+        num_threads: Some(tasks),
+        io_buffer_size: Some(buffer as u64 / 2),
+        batch_size: Some((scan_batch_bytes(buffer) / row_bytes).clamp(BATCH_ROWS.0, BATCH_ROWS.1)),
         excluded_fragment_ids,
         ..Default::default()
-    }
+    })
 }
 
-fn tasks_at_once() -> usize {
-    get_num_compute_intensive_cpus().clamp(1, TASKS_AT_ONCE_MAX)
+fn tasks_at_once(bytes: usize) -> usize {
+    (bytes / TASK_BYTES).min(get_num_compute_intensive_cpus()).clamp(1, TASKS_AT_ONCE_MAX)
 }
 
 /// True for a table as we make them. Indexes of Lance, stable row ids and overlays are the work of other programs, and
@@ -212,18 +230,20 @@ fn is_plain(snapshot: &Snapshot) -> bool {
 struct Plan {
     snapshot: Snapshot,
     tasks: Vec<CompactionTask>,
+    /// Tasks that run at once.
+    at_once: usize,
 }
 
 impl Plan {
     /// `written`: data files of this very statement, whose fragments are left as they are.
-    async fn on(snapshot: Snapshot, written: &HashSet<String>) -> Result<Self> {
+    async fn on(snapshot: Snapshot, written: &HashSet<String>, bytes: usize) -> Result<Self> {
         let is_ours =
             |fragment: &&FragmentShape| fragment.metadata.files.iter().any(|file| written.contains(&file.path));
         let excluded = snapshot.fragments().iter().filter(is_ours).map(|fragment| fragment.id).collect();
         let what = format!("cannot optimize {}", snapshot.location());
-        let plan = guard(&what, plan_compaction(snapshot.dataset(), &options(excluded))).await?;
+        let plan = guard(&what, plan_compaction(snapshot.dataset(), &options(&snapshot, bytes, excluded)?)).await?;
         let tasks = plan.compaction_tasks().collect();
-        Ok(Self { snapshot, tasks })
+        Ok(Self { snapshot, tasks, at_once: tasks_at_once(bytes) })
     }
 
     /// Fragments of the table if each task makes one.
@@ -234,12 +254,12 @@ impl Plan {
 
     /// Writes the new fragments; no version names them yet.
     async fn rewrite(self) -> Result<Rewritten> {
-        let Self { snapshot, tasks } = self;
+        let Self { snapshot, tasks, at_once } = self;
         let what = format!("cannot optimize {}", snapshot.location());
         let dataset = snapshot.dataset();
         let parts: Vec<Part> = futures::stream::iter(tasks)
             .map(|task| rewrite_part(dataset, task, &what))
-            .buffer_unordered(tasks_at_once())
+            .buffer_unordered(at_once)
             .try_collect()
             .await?;
         Ok(Rewritten { schema: dataset.schema().clone(), parts })

@@ -24,11 +24,17 @@ use crate::snapshot::{FragmentShape, Snapshot};
 /// The column that holds the address of a row: fragment number in the upper, offset in the lower 32 bits.
 pub const ROW_ADDRESS: &str = "_rowaddr";
 
-/// Bytes that Lance may have read ahead for one scan.
-const READ_AHEAD_BYTES: u64 = 64 << 20;
+/// Bytes that a scan may hold where memory is plenty.
+pub const SCAN_BUFFER_BYTES: usize = 128 << 20;
 
-/// Bytes of fixed-width values that one batch should not exceed.
-const BATCH_BYTES: usize = 16 << 20;
+/// Bytes that a scan holds at least.
+pub const SCAN_BUFFER_BYTES_MIN: usize = 1 << 20;
+
+/// The part of a scan's buffer that one batch may fill with values of fixed width: one in this many.
+const BATCH_SHARE: usize = 8;
+
+/// Bytes that are held of each column whose values have no fixed width are taken for this many times those in the file.
+const UNPACKED: u64 = 4;
 
 /// Batches that Lance may decode at once for one scan.
 const BATCH_READ_AHEAD: usize = 2;
@@ -52,6 +58,14 @@ pub struct ScanRequest {
     pub partition: Option<ScanPartition>,
     /// At most this many rows per batch; wide rows come in smaller batches.
     pub batch_rows: usize,
+    /// About so many bytes are in memory at once: half of it what is read ahead, the rest the batches that are being
+    /// decoded. Batches that were handed out are not counted.
+    pub buffer_bytes: usize,
+}
+
+/// Bytes of one batch of a scan with such a buffer, at most.
+pub fn scan_batch_bytes(buffer_bytes: usize) -> usize {
+    buffer_bytes / BATCH_SHARE
 }
 
 /// A part of the rows of a snapshot: whole fragments or runs of rows within one.
@@ -186,6 +200,7 @@ impl Snapshot {
             limit: None,
             partition: None,
             batch_rows: 8192,
+            buffer_bytes: SCAN_BUFFER_BYTES_MIN,
         };
         if !self.can_filter(filter) {
             return Err(StorageError::invalid(format!("the filter {filter} cannot be evaluated while reading")));
@@ -291,9 +306,9 @@ impl Snapshot {
         }
         scanner
             .scan_in_order(true)
-            .io_buffer_size(READ_AHEAD_BYTES)
+            .io_buffer_size(request.buffer_bytes as u64 / 2)
             .batch_readahead(BATCH_READ_AHEAD)
-            .batch_size(self.batch_rows(&stored, request.batch_rows)?);
+            .batch_size(self.batch_rows(&stored, request)?);
         if let Some(partition) = &request.partition {
             self.restrict(&mut scanner, partition).await?;
         }
@@ -334,13 +349,49 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Rows per batch such that vectors and other fixed-width columns stay within [`BATCH_BYTES`].
-    fn batch_rows(&self, columns: &[&str], wanted: usize) -> Result<usize> {
+    /// Rows per batch such that vectors and other fixed-width columns stay within [`scan_batch_bytes`].
+    fn batch_rows(&self, columns: &[&str], request: &ScanRequest) -> Result<usize> {
         let mut row_bytes = 8;
         for column in columns {
             row_bytes += width(self.field(column)?.data_type());
         }
-        Ok(wanted.clamp(1, (BATCH_BYTES / row_bytes).max(16)))
+        Ok(request.batch_rows.clamp(1, (scan_batch_bytes(request.buffer_bytes) / row_bytes).max(16)))
+    }
+
+    /// Bytes of these columns in one row. An estimate where values have no fixed width.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`] for an unknown column.
+    pub fn row_bytes(&self, columns: &[String]) -> Result<u64> {
+        let mut row_bytes: u64 = 8;
+        for column in columns.iter().filter(|column| *column != ROW_ADDRESS) {
+            let of_column = match self.field(column)?.data_type() {
+                data_type if is_of_fixed_width(data_type) => width(data_type) as u64,
+                // The bytes of all columns: nobody knows which of them are this one's.
+                _ => self.bytes().unwrap_or(u64::MAX).saturating_mul(UNPACKED) / self.row_count().max(1),
+            };
+            row_bytes = row_bytes.saturating_add(of_column);
+        }
+        Ok(row_bytes)
+    }
+
+    /// Bytes that a scan of these columns can fill at most, whatever its buffer: a small table fills none.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`] for an unknown column.
+    pub fn scan_bytes_max(&self, columns: &[String], partition: Option<&ScanPartition>) -> Result<u64> {
+        let rows = partition.map_or_else(|| self.row_count(), ScanPartition::rows);
+        // What is read, what is decoded, and what is handed over.
+        Ok(rows.saturating_mul(self.row_bytes(columns)?).saturating_mul(3))
+    }
+}
+
+fn is_of_fixed_width(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::FixedSizeList(item, _) => is_of_fixed_width(item.data_type()),
+        DataType::Struct(fields) => fields.iter().all(|field| is_of_fixed_width(field.data_type())),
+        DataType::FixedSizeBinary(_) | DataType::Boolean | DataType::Null => true,
+        other => other.primitive_width().is_some(),
     }
 }
 

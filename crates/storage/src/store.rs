@@ -34,12 +34,6 @@ use crate::error::{Result, StorageError};
 use crate::location::Location;
 use crate::s3::S3Settings;
 
-/// Bytes of index pages that Lance keeps per database.
-const INDEX_CACHE_BYTES: usize = 256 << 20;
-
-/// Bytes of file and fragment metadata that Lance keeps per database.
-const METADATA_CACHE_BYTES: usize = 256 << 20;
-
 /// The folder of a database or of a foreign table, reachable. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Root {
@@ -60,10 +54,10 @@ impl fmt::Debug for Root {
 
 impl Root {
     /// Builds the stores of a database at `location`. No request is made, except that the region of an AWS bucket may
-    /// be looked up.
-    pub(crate) async fn new(location: Location, s3: &S3Settings) -> Result<Self> {
+    /// be looked up. Lance may keep `cache_bytes` of index pages, and as many of metadata of files and fragments.
+    pub(crate) async fn new(location: Location, s3: &S3Settings, cache_bytes: usize) -> Result<Self> {
         let wrapper = substitute(&location);
-        Self::with_wrapper(location, s3, wrapper).await
+        Self::with_wrapper(location, s3, wrapper, cache_bytes).await
     }
 
     /// As [`Root::new`], with a given wrapper around (or in place of) the store. Tests inject faults with it.
@@ -71,20 +65,21 @@ impl Root {
         location: Location,
         s3: &S3Settings,
         wrapper: Option<Arc<dyn WrappingObjectStore>>,
+        cache_bytes: usize,
     ) -> Result<Self> {
         let registry = Arc::new(ObjectStoreRegistry::default());
         let base = LanceStore::extract_path_from_uri(registry.clone(), &location.lance_uri("")?)
             .map_err(|error| StorageError::from_lance(format!("cannot use {}", location.shown()), error))?;
         let checksums = Arc::new(Checksums::new(&base, wrapper));
-        let mut root = Self::build(location, s3, registry, Some(checksums.clone())).await?;
+        let mut root = Self::build(location, s3, registry, Some(checksums.clone()), cache_bytes).await?;
         root.checksums = Some(checksums);
         Ok(root)
     }
 
     /// Builds the stores of a table of others at `location`: nothing is verified there.
-    pub(crate) async fn foreign(location: Location, s3: &S3Settings) -> Result<Self> {
+    pub(crate) async fn foreign(location: Location, s3: &S3Settings, cache_bytes: usize) -> Result<Self> {
         let wrapper = substitute(&location);
-        Self::build(location, s3, Arc::new(ObjectStoreRegistry::default()), wrapper).await
+        Self::build(location, s3, Arc::new(ObjectStoreRegistry::default()), wrapper, cache_bytes).await
     }
 
     async fn build(
@@ -92,6 +87,7 @@ impl Root {
         s3: &S3Settings,
         registry: Arc<ObjectStoreRegistry>,
         wrapper: Option<Arc<dyn WrappingObjectStore>>,
+        cache_bytes: usize,
     ) -> Result<Self> {
         let options: HashMap<String, String> = match &location {
             Location::S3 { bucket, .. } => s3.complete(bucket).await?.to_map(),
@@ -103,7 +99,7 @@ impl Root {
                 .then(|| Arc::new(StorageOptionsAccessor::with_static_options(options))),
             ..Default::default()
         };
-        let session = Arc::new(Session::new(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES, registry.clone()));
+        let session = Arc::new(Session::new(cache_bytes, cache_bytes, registry.clone()));
         let uri = location.lance_uri("")?;
         let (store, base) = LanceStore::from_uri_and_params(registry, &uri, &params)
             .await

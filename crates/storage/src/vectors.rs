@@ -15,6 +15,7 @@ use arrow::datatypes::{DataType, FieldRef};
 use futures::{StreamExt, TryStreamExt};
 use lance::dataset::fragment::{FileFragment, FragReadConfig};
 use lance_core::utils::deletion::DeletionVector;
+use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
 use tokio::sync::OnceCell;
 
@@ -22,8 +23,14 @@ use crate::error::{Result, StorageError};
 use crate::snapshot::{Snapshot, guard};
 use pages::Pages;
 
-/// Bytes of vectors in one chunk, at most (a chunk of one row may be larger).
+/// Bytes of vectors in one chunk, at most (a chunk of one row may be larger), where memory is plenty.
 const CHUNK_BYTES_MAX: u64 = 64 << 20;
+
+/// The least of that bound, where memory is scarce.
+const CHUNK_BYTES_MIN: u64 = 1 << 20;
+
+/// Chunks that the cache has room for at least, if they are not of the smallest kind.
+const CACHED_CHUNKS_MIN: u64 = 16;
 
 /// Bytes of vectors that are decoded in one step.
 const DECODE_BYTES: u64 = 8 << 20;
@@ -79,7 +86,7 @@ impl Snapshot {
     /// [`StorageError::NotFound`] for an unknown column, [`StorageError::Invalid`] for one that holds no vectors.
     pub fn vector_chunks(&self, column: &str) -> Result<Vec<VectorChunkRef>> {
         let shape = Shape::of(self.field(column)?.data_type(), column)?;
-        let rows_max = (CHUNK_BYTES_MAX / shape.row_bytes).max(1);
+        let rows_max = (self.cache().chunk_bytes_max() / shape.row_bytes).max(1);
         let name: Arc<str> = column.into();
         let mut chunks = Vec::new();
         for fragment in self.fragments() {
@@ -97,6 +104,38 @@ impl Snapshot {
             }
         }
         Ok(chunks)
+    }
+
+    /// Bytes that are in memory while the chunk is decoded: as much again is being read, and some steps are under way.
+    /// 0 if the cache holds it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::vector_chunks`].
+    pub fn decoding_bytes(&self, chunk: &VectorChunkRef) -> Result<u64> {
+        let shape = Shape::of(self.field(&chunk.column)?.data_type(), &chunk.column)?;
+        let field_id = self.lance_projection(&[&chunk.column])?.fields.first().map_or(-1, |field| field.id);
+        let number = chunk.first_address >> 32;
+        let at = self.fragments().binary_search_by_key(&number, |fragment| u64::from(fragment.id));
+        let fragment = at.ok().and_then(|at| self.fragments().get(at));
+        let key = fragment.and_then(|fragment| self.key_of(&fragment.metadata, field_id, chunk));
+        if key.is_some_and(|key| self.cache().holds(&key)) {
+            return Ok(0);
+        }
+        let bytes = chunk.rows * shape.row_bytes;
+        Ok(2 * bytes + (1 + DECODE_AHEAD as u64) * bytes.min(DECODE_BYTES))
+    }
+
+    /// What the cache knows a chunk by.
+    fn key_of(&self, fragment: &Fragment, field_id: i32, chunk: &VectorChunkRef) -> Option<Key> {
+        let file = fragment.files.iter().find(|file| file.fields.contains(&field_id));
+        // An overlay changes values under an unchanged file name: such a fragment has no identity to cache by.
+        file.filter(|_| fragment.overlays.is_empty()).map(|file| Key {
+            table: self.location().into(),
+            file: format!("{}:{}", file.base_id.map_or(-1, i64::from), file.path),
+            field_id,
+            start: chunk.first_address & u64::from(u32::MAX),
+            rows: chunk.rows,
+        })
     }
 
     /// The vectors of a chunk, from the cache if it holds them. Calls for the same chunk at once decode it once.
@@ -118,16 +157,7 @@ impl Snapshot {
             let bytes = Decode { fragment: &fragment, start, rows: chunk.rows, shape: &shape, what: &what };
             bytes.run(&projection).await.map(Arc::new)
         };
-        let file = fragment.metadata().files.iter().find(|file| file.fields.contains(&field_id));
-        // An overlay changes values under an unchanged file name: such a fragment has no identity to cache by.
-        let key = file.filter(|_| fragment.metadata().overlays.is_empty()).map(|file| Key {
-            table: self.location().into(),
-            file: format!("{}:{}", file.base_id.map_or(-1, i64::from), file.path),
-            field_id,
-            start,
-            rows: chunk.rows,
-        });
-        let (decoded, from_cache) = match key {
+        let (decoded, from_cache) = match self.key_of(fragment.metadata(), field_id, chunk) {
             Some(key) => self.cache().get_or_decode(key, decode).await?,
             None => (decode().await?, false),
         };
@@ -339,6 +369,7 @@ struct Key {
 /// A bounded cache of decoded chunks. The least recently used one makes room, but only for a chunk that is wanted
 /// more often: a table larger than the cache would otherwise push out each chunk just before its turn comes again.
 pub(crate) struct VectorCache {
+    chunk_bytes_max: u64,
     state: Mutex<State>,
 }
 
@@ -368,7 +399,18 @@ impl fmt::Debug for VectorCache {
 impl VectorCache {
     pub(crate) fn new(bytes_max: usize) -> Self {
         let figures = VectorCacheFigures { bytes_max: bytes_max as u64, ..Default::default() };
-        Self { state: Mutex::new(State { figures, ..Default::default() }) }
+        let chunk_bytes_max = (bytes_max as u64 / CACHED_CHUNKS_MIN).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
+        Self { chunk_bytes_max, state: Mutex::new(State { figures, ..Default::default() }) }
+    }
+
+    /// Bytes of one chunk, at most. It stays when the bound of the cache is changed: chunks are known by where they begin.
+    fn chunk_bytes_max(&self) -> u64 {
+        self.chunk_bytes_max
+    }
+
+    /// Whether the chunk is here. It does not count as asked for.
+    fn holds(&self, key: &Key) -> bool {
+        self.lock().entries.contains_key(key)
     }
 
     pub(crate) fn figures(&self) -> VectorCacheFigures {

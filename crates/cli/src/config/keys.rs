@@ -13,6 +13,8 @@ use super::{Raw, Settings};
 const NONE: &str = "none";
 /// Messages of gRPC have a length of 32 bits, and are held in memory.
 const MESSAGE_BYTES_MAX: usize = 2 << 30;
+/// Below it hardly any statement of a user would run.
+const MEMORY_PER_USER_BYTES_MIN: usize = 8 << 20;
 /// More threads than any machine has cores.
 pub const THREADS_MAX: usize = 1024;
 
@@ -155,6 +157,12 @@ pub const KEYS: &[Key] = &[
     )
     .or("as long as the engine allows"),
     key(
+        "limits.memory_per_user_max",
+        Access::OptionalBytes(|s| &mut s.server.limits.memory_per_user_max, MEMORY_PER_USER_BYTES_MIN),
+        "what the statements of one user, and what is kept for the user, may take together of the memory",
+    )
+    .or("as much as there is"),
+    key(
         "limits.rows_max",
         Access::OptionalRows(|s| &mut s.server.limits.rows_max),
         "rows that one statement may return",
@@ -163,7 +171,7 @@ pub const KEYS: &[Key] = &[
     key(
         "limits.message_bytes_max",
         Access::Bytes(|s| &mut s.server.limits.message_bytes_max, 1 << 20, MESSAGE_BYTES_MAX),
-        "the largest message that a client may send",
+        "the largest message that a client may send; where memory is scarce less, but 16 MiB always",
     ),
     key(
         "limits.sessions_max",

@@ -7,13 +7,14 @@ mod plan;
 mod update;
 mod upsert;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use datafusion::execution::SessionState;
 use datafusion::physical_plan::collect;
 use datafusion::sql::sqlparser::ast::{self, Delete, Insert, Merge, Update};
 use futures::FutureExt;
+use operators::buffers::Needs;
 use operators::change::Gathered;
 use planner::statement::StatementKind;
 use storage::{Change, Failure, IdempotencyKey, Once, Role, Snapshot, StorageError, TableEntry, Turn};
@@ -21,8 +22,10 @@ use storage::{Change, Failure, IdempotencyKey, Once, Role, Snapshot, StorageErro
 use crate::answer::Progress;
 use crate::deadline::Deadline;
 use crate::insert::target_name;
+use crate::memory::Claim;
 use crate::resolver::StatementTables;
-use crate::session::{Statement, task_context};
+use crate::run::{claim, claim_at_once, context};
+use crate::session::Statement;
 use crate::time::is_reading;
 use crate::{Answer, Error, ErrorKind, Result, Rows, ScalarValue, Session};
 
@@ -36,6 +39,13 @@ const ATTEMPTS_MAX: u32 = 100;
 const BACKOFF: Duration = Duration::from_millis(5);
 /// The longest wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
+
+/// What an attempt came to.
+enum Attempt {
+    Done(Answer),
+    /// It gave the turn back, for want of memory.
+    Needs(Needs),
+}
 
 /// A statement that changes rows.
 #[derive(Debug, Clone, Copy)]
@@ -91,10 +101,24 @@ impl Session {
         deadline: Option<Deadline>,
     ) -> Result<Answer> {
         let target = changing.target()?;
-        retried(&target.name.to_string(), || self.change_once(*changing, &target, parameters, statement, deadline))
-            .await
+        let claimed = Mutex::default();
+        retried(&target.name.to_string(), || async {
+            loop {
+                let attempt = self.change_once(*changing, &target, parameters, statement, deadline, &claimed);
+                match attempt.await? {
+                    Attempt::Done(answer) => return Ok(answer),
+                    // Others may wait for the turn that it gave back, with memory that it needs.
+                    Attempt::Needs(needs) => {
+                        let claim = claim(&self.state(), &needs).await?;
+                        *claimed.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
+                    }
+                }
+            }
+        })
+        .await
     }
 
+    /// `claimed`: memory that was waited for, for one attempt.
     async fn change_once(
         &self,
         changing: Changing<'_>,
@@ -102,7 +126,8 @@ impl Session {
         parameters: &[ScalarValue],
         statement: &Statement,
         deadline: Option<Deadline>,
-    ) -> Result<Answer> {
+        claimed: &Mutex<Option<Claim>>,
+    ) -> Result<Attempt> {
         let state = self.state();
         let before = StatementTables::new(self.clone(), state.clone());
         let (name, seen) = before.entry(&target.name, Role::Write).await?;
@@ -123,12 +148,23 @@ impl Session {
             && let Some(count) = turn.applied(key).await?
         {
             self.change_settings(|settings| settings.reset("idempotency_key"))?;
-            return Ok(Answer::wrote(changing.verb(), count));
+            return Ok(Attempt::Done(Answer::wrote(changing.verb(), count)));
         }
         let scope = Scope::new(target.clone(), entry, snapshot, &tables, &state, parameters).await?;
         let planned = changing.plan(&scope).await?;
         let physical = state.create_physical_plan(&planned.plan).await?;
-        collect(physical, task_context(&state)).await?;
+        let needs = Needs::of(&physical)?;
+        let claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let claim = match claimed.filter(|claim| claim.covers(&needs)) {
+            Some(claim) => claim,
+            None => match claim_at_once(&state, &needs)? {
+                Some(claim) => claim,
+                None => return Ok(Attempt::Needs(needs)),
+            },
+        };
+        // It holds the claim until the commit.
+        let context = context(&state, claim);
+        collect(physical, Arc::clone(&context)).await?;
         let Some(gathered) = planned.sink.take() else {
             return Err(Error::new(ErrorKind::Internal, "the rows of a change were not gathered"));
         };
@@ -136,10 +172,11 @@ impl Session {
         if self.settings().idempotency_key().is_some() {
             self.change_settings(|settings| settings.reset("idempotency_key"))?;
         }
-        Ok(match returned {
+        drop(context);
+        Ok(Attempt::Done(match returned {
             Some(rows) => Answer::Rows(Rows::new(rows, Progress::new(), Some(statement.clone()), deadline)),
             None => Answer::wrote(planned.operation, count),
-        })
+        }))
     }
 
     /// # Errors
