@@ -26,14 +26,16 @@ const VECTOR_CACHE_SHARE: usize = 4;
 const OTHER_CACHES_SHARE: usize = 16;
 /// The most that those caches have.
 const OTHER_CACHES_BYTES_MAX: usize = 800 << 20;
-/// The part of it that is left to the process itself, its threads and its plans: one in this many.
-const PROCESS_SHARE: usize = 4;
+/// The part of it that is left to the process itself, its code, threads and plans: one in this many.
+const PROCESS_SHARE: usize = 2;
 /// The most that is left to it.
-const PROCESS_BYTES_MAX: usize = 96 << 20;
+const PROCESS_BYTES_MAX: usize = 160 << 20;
 /// Bytes of a batch of eight columns of numbers, and as many small batches as large ones: rows of one batch by the memory.
 const BATCH_ROWS_SHARE: usize = 128 << 10;
 /// Rows of one batch.
 const BATCH_ROWS: std::ops::RangeInclusive<usize> = 1_024..=8_192;
+/// Below this part of the limit, what the process holds is as it should be.
+const CALM_SHARE: (usize, usize) = (15, 16);
 /// The smallest memory limit: below it, not even a scan has its buffers.
 const MEMORY_LIMIT_BYTES_MIN: usize = 64 << 20;
 /// The memory that is assumed where the system does not tell.
@@ -91,8 +93,8 @@ struct Inner {
     runtime: Arc<RuntimeEnv>,
     threads: usize,
     memory: Arc<Memory>,
-    /// What the process may hold beyond statements and the cache of vectors.
-    foreseen_bytes: usize,
+    /// What the process may hold.
+    limit_bytes: usize,
     queries: Arc<Queries>,
     roots: Option<AllowedRoots>,
     passwords: Passwords,
@@ -115,8 +117,8 @@ impl Engine {
         let roots = options.allowed_roots.as_deref().map(AllowedRoots::new).transpose()?;
         let vector_cache_bytes = limit / VECTOR_CACHE_SHARE;
         let other_caches_bytes = (limit / OTHER_CACHES_SHARE).min(OTHER_CACHES_BYTES_MAX);
-        let foreseen_bytes = other_caches_bytes + (limit / PROCESS_SHARE).min(PROCESS_BYTES_MAX);
-        let memory = Memory::new(limit - vector_cache_bytes - foreseen_bytes);
+        let process_bytes = (limit / PROCESS_SHARE).min(PROCESS_BYTES_MAX);
+        let memory = Memory::new(limit - vector_cache_bytes - other_caches_bytes - process_bytes);
         let rewrite_bytes = memory.rewrite_bytes();
         let (storage_options, create) = (options.storage_options, options.create);
         let open = OpenOptions { storage_options, vector_cache_bytes, other_caches_bytes, rewrite_bytes, create };
@@ -130,7 +132,7 @@ impl Engine {
         let roots = roots.map(|roots| roots.without(database.location())).transpose()?;
         let passwords = Passwords::new(threads);
         let queries = Arc::default();
-        let inner = Inner { database, runtime, threads, memory, foreseen_bytes, queries, roots, passwords };
+        let inner = Inner { database, runtime, threads, memory, limit_bytes: limit, queries, roots, passwords };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -231,14 +233,13 @@ impl Engine {
         self.inner.memory.hold_anyway(user, bytes)
     }
 
-    /// Compares what the process holds with what is accounted for: what nobody foresaw is no longer given out. Called
-    /// several times a second, it keeps the process within its limit whatever a library allocates. Cheap.
+    /// Compares what the process holds with what it may: as it comes close to that, so much less is given out. Called
+    /// several times a second, it keeps the process within its limit also where a library takes more than was claimed for
+    /// it. Cheap.
     pub fn watch_memory(&self) {
         let Some(resident) = resident_bytes() else { return };
-        let cache = usize::try_from(self.inner.database.vector_cache().bytes).unwrap_or(usize::MAX);
-        let (taken, ..) = self.inner.memory.figures();
-        let accounted = taken.saturating_add(cache).saturating_add(self.inner.foreseen_bytes);
-        self.inner.memory.set_unforeseen(resident.saturating_sub(accounted));
+        let calm = self.inner.limit_bytes / CALM_SHARE.1 * CALM_SHARE.0;
+        self.inner.memory.set_unforeseen(resident.saturating_sub(calm));
     }
 
     /// Statements that run at least this long are logged, and listed in `system.slow_queries`.

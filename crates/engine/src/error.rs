@@ -141,15 +141,26 @@ impl From<DataFusionError> for Error {
 }
 
 /// Errors whose kind is told by their variant.
+/// What a sort says that has no memory left to merge its files.
+const SORT_MEMORY: &str = "Not enough memory to continue external sort";
+
 fn of_text(error: &DataFusionError) -> Error {
     let kind = match error {
         DataFusionError::NotImplemented(_) => ErrorKind::Unsupported,
         DataFusionError::ResourcesExhausted(_) => ErrorKind::Exhausted,
+        // A sort says so without the kind that is meant for it.
+        _ if error.message().contains(SORT_MEMORY) => ErrorKind::Exhausted,
         DataFusionError::Internal(_) | DataFusionError::ExecutionJoin(_) => ErrorKind::Internal,
         DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => ErrorKind::Unavailable,
         _ => ErrorKind::Invalid,
     };
     let message = clean(&error.strip_backtrace());
+    if message.contains(SORT_MEMORY) {
+        return Error::new(
+            ErrorKind::Exhausted,
+            "a sort that spills needs more of memory than is free; try again when fewer statements run, raise --memory-limit, or sort fewer rows",
+        );
+    }
     if message.contains("OuterReferenceColumn") || message.contains("undecorrelated Subquery") {
         return Error::unsupported(
             "a subquery with ORDER BY and LIMIT that refers to the outer query (KNN join) is not built yet; search for one query vector at a time",

@@ -23,6 +23,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// The part of the pool that one statement may claim: the rest is for what its operators ask for as they go.
 const CLAIM_SHARE: (usize, usize) = (3, 4);
+/// The part of the pool that is not given out at most, whatever the process holds.
+const UNFORESEEN_SHARE: (usize, usize) = (3, 4);
 /// The most that a statement holds that rewrites the files of a table.
 const REWRITE_BYTES_MAX: usize = 768 << 20;
 /// How long a statement waits for its claim, until the engine is told otherwise.
@@ -115,13 +117,17 @@ impl State {
     }
 
     fn check(&self, user: Option<&Arc<str>>, bytes: usize) -> std::result::Result<(), Lack> {
+        self.check_within(self.limit(), user, bytes)
+    }
+
+    fn check_within(&self, limit: usize, user: Option<&Arc<str>>, bytes: usize) -> std::result::Result<(), Lack> {
         if let (Some(user), Some(bytes_max)) = (user, self.per_user_max) {
             let free = bytes_max.saturating_sub(self.users.get(user).copied().unwrap_or(0));
             if bytes > free {
                 return Err(Lack::User { free, bytes_max });
             }
         }
-        let free = self.limit().saturating_sub(self.taken);
+        let free = limit.saturating_sub(self.taken);
         if bytes > free {
             return Err(Lack::Pool { free, bytes_max: self.bytes_max });
         }
@@ -241,9 +247,11 @@ impl Memory {
         self.lock().wait = wait;
     }
 
-    /// Notes what the process holds beyond what is accounted for: so much less is given out.
+    /// Notes what the process holds beyond what was foreseen: so much less is given out, but a part always. What was freed
+    /// may not have gone back to the system, and is there for the next statement.
     pub(crate) fn set_unforeseen(&self, bytes: usize) {
         let mut state = self.lock();
+        let bytes = bytes.min(state.bytes_max / UNFORESEEN_SHARE.1 * UNFORESEEN_SHARE.0);
         let before = std::mem::replace(&mut state.unforeseen, bytes);
         if bytes < before {
             state.serve_waiting();
@@ -316,7 +324,8 @@ impl Memory {
     pub(crate) fn hold(self: &Arc<Self>, user: Option<&str>, bytes: usize, what: &str) -> Result<Held> {
         let user: Option<Arc<str>> = user.map(Into::into);
         let mut state = self.lock();
-        if let Err(lack) = state.check(user.as_ref(), bytes) {
+        // It cannot wait, and mostly is little: only what is taken counts.
+        if let Err(lack) = state.check_within(state.bytes_max, user.as_ref(), bytes) {
             return Err(Error::new(
                 ErrorKind::Exhausted,
                 format!("{what} takes {} of memory: {}", shown(bytes), lack.next_step()),
