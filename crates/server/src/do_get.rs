@@ -178,7 +178,7 @@ mod tests {
         for length in [0, 1, 127, 128, APART_BYTES_MIN - 1, APART_BYTES_MIN, 3 << 20] {
             let message = FlightData {
                 flight_descriptor: (length == 1).then(|| FlightDescriptor::new_cmd("x")),
-                data_header: vec![1; 300].into(),
+                data_header: vec![1_u8; 300].into(),
                 app_metadata: if length == 127 { "metadata".into() } else { Bytes::new() },
                 data_body: (0..length).map(|at| at as u8).collect::<Vec<_>>().into(),
             };

@@ -25,8 +25,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_millis(50);
 /// Messages of this size are taken however little memory there is: drivers send such.
 const MESSAGE_BYTES_ALWAYS: usize = 16 << 20;
-/// What one call may have sent ahead: the least and the most, and in between one part in this many of the memory.
-const WINDOW: (u32, u32) = (64 << 10, 1 << 20);
+/// What one call may have sent ahead: the least, and at most two messages of the usual 2 MiB, so that one is on its way while
+/// the rows of the other are written; in between one part in this many of the memory.
+const WINDOW: (u32, u32) = (64 << 10, 4 << 20);
 const WINDOW_SHARE: usize = 4_096;
 /// Headers of one call: JDBC sends unknown parts of its URL as headers.
 const HEADERS_BYTES_MAX: u32 = 64 << 10;
