@@ -39,7 +39,7 @@ DOCS = sa.Table(
 
 def test_a_table_is_defined_in_the_types_of_the_server():
     assert compiled(sa.schema.CreateTable(DOCS)) == (
-        "CREATE TABLE docs ( id BIGINT NOT NULL, body TEXT, price NUMERIC(10, 2), at TIMESTAMP, emb VECTOR(3), "
+        "CREATE TABLE docs ( id BIGINT NOT NULL, body VARCHAR(50), price NUMERIC(10, 2), at TIMESTAMP, emb VECTOR(3), "
         "half VECTOR(3, FLOAT16), code BITVECTOR(8), PRIMARY KEY (id) )"
     )
 
@@ -73,6 +73,7 @@ def test_constants_are_written_into_the_sql():
     [
         ("BIGINT", "BIGINT"),
         ("TEXT", "TEXT"),
+        ("VARCHAR(20)", "VARCHAR(20)"),
         ("DECIMAL(10, 2)", "NUMERIC(10, 2)"),
         ("TIMESTAMP", "TIMESTAMP"),
         ("TIMESTAMP(9)", "TIMESTAMP"),
@@ -214,7 +215,7 @@ def test_the_database_is_inspected(engine, docs, lab):
     reflected = sa.Table("docs", sa.MetaData(), schema=lab, autoload_with=engine)
     types = {column.name: column.type.compile(engine.dialect) for column in reflected.columns}
     assert types == {
-        "id": "BIGINT", "body": "TEXT", "price": "NUMERIC(10, 2)", "at": "TIMESTAMP", "emb": "VECTOR(3)",
+        "id": "BIGINT", "body": "VARCHAR(50)", "price": "NUMERIC(10, 2)", "at": "TIMESTAMP", "emb": "VECTOR(3)",
         "half": "VECTOR(3, FLOAT16)", "code": "BITVECTOR(8)",
     }  # fmt: skip
     assert reflected.primary_key.columns.keys() == ["id"]
