@@ -338,7 +338,8 @@ mod tests {
             named.map(|(name, column)| Field::new(name, column.data_type().clone(), true)).collect();
         let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
         let context = SessionContext::new().task_ctx();
-        let mut gather = Gather::new(&options, &batch.schema(), &context, &ExecutionPlanMetricsSet::new())?;
+        let source = Source { table: "t".to_owned(), rows_before: None };
+        let mut gather = Gather::new(&options, source, &batch.schema(), &context, &ExecutionPlanMetricsSet::new())?;
         gather.add(&batch)?;
         let gathered = gather.finish()?;
         Ok((gathered.deleted, gathered.count))

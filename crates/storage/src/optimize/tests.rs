@@ -16,6 +16,11 @@ use crate::fixtures::{
 };
 use crate::{AsOf, Change, Database, OpenOptions, Snapshot, StorageError, TableEntry};
 
+/// What a rewrite may hold.
+fn bytes() -> usize {
+    OpenOptions::default().rewrite_bytes
+}
+
 async fn append(database: &Database, entry: &TableEntry, ids: std::ops::Range<i32>) {
     database.append(&name("t"), entry, stream(vec![rows(ids)]), None).await.unwrap();
 }
@@ -33,7 +38,7 @@ async fn rewritten(database: &Database, without: &[usize]) -> Rewritten {
     let snapshot = newest(database, &name("t")).await;
     let spared = without.iter().map(|at| snapshot.fragments()[*at].metadata.files[0].path.clone());
     let spared: HashSet<String> = spared.collect();
-    Plan::on(snapshot, &spared).await.unwrap().rewrite().await.unwrap()
+    Plan::on(snapshot, &spared, bytes()).await.unwrap().rewrite().await.unwrap()
 }
 
 /// How many parts were committed.
@@ -137,7 +142,7 @@ async fn what_was_planned_on_rows_that_changed_is_planned_again() {
     let database = memory().await;
     let old = table(&database, &[0..5, 5..9, 9..14]).await;
     let t = entry(&database, &name("t")).await;
-    let plan = Plan::on(old, &HashSet::new()).await.unwrap();
+    let plan = Plan::on(old, &HashSet::new(), bytes()).await.unwrap();
     change(&database, &t, &[7], Some(7..8)).await;
     let made = database.optimize_in_rounds(&name("t"), &t, plan).await.unwrap().unwrap();
     assert_eq!(made.fragments().len(), 1);
@@ -173,7 +178,7 @@ async fn fragments_that_a_restore_or_a_truncate_took_away_do_not_come_back() {
     let first = table(&database, &[0..5, 5..9]).await;
     let (t, n) = (entry(&database, &name("t")).await, name("t"));
     append(&database, &t, 9..14).await;
-    let plan = async || Plan::on(newest(&database, &n).await, &HashSet::new()).await.unwrap();
+    let plan = async || Plan::on(newest(&database, &n).await, &HashSet::new(), bytes()).await.unwrap();
     let old = plan().await;
     database.restore(&n, &t, &AsOf::Version(first.version()), i64::MAX).await.unwrap();
     let made = database.optimize_in_rounds(&n, &t, old).await.unwrap().unwrap();
@@ -194,7 +199,7 @@ async fn columns_that_come_and_go_meanwhile_come_and_go() {
     let parts = rewritten(&database, &[]).await;
     database.add_column(&n, &t, &Field::new("more", DataType::Int64, true), None).await.unwrap();
     assert_eq!(commit(&database, &t, &parts).await, 0);
-    let plan = Plan::on(newest(&database, &n).await, &HashSet::new()).await.unwrap();
+    let plan = Plan::on(newest(&database, &n).await, &HashSet::new(), bytes()).await.unwrap();
     database.drop_column(&n, &t, "more").await.unwrap();
     let made = database.optimize_in_rounds(&n, &t, plan).await.unwrap().unwrap();
     assert_eq!((made.schema().fields().len(), made.fragments().len()), (5, 1));
