@@ -552,7 +552,7 @@ mod tests {
             ("sagitta_vector_cache_bytes", 30.0),
             ("sagitta_vector_cache_max_bytes", 40.0),
             ("sagitta_vector_cache_misses_total", 60.0),
-            ("sagitta_vector_cache_hits_total", 6.0),
+            ("sagitta_vector_cache_hits_total", 7.0),
         ] {
             assert_eq!(sample(&metrics, series), Some(value), "{series}");
         }

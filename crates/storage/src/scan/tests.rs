@@ -154,7 +154,6 @@ fn filters() -> Vec<Expr> {
         col("name").eq(lit("name 3")),
         col("name").gt_eq(lit("name 15")),
         col("name").like(lit("name 1%")),
-        col("name").like(lit("%\\_%")),
         col("name").not_like(lit("name _")),
         ident("Big").gt(lit(30_000_000_210_i64)),
         ident("Big").is_null(),
@@ -230,6 +229,7 @@ async fn what_is_not_proven_is_not_taken_over() {
     let database = memory().await;
     let snapshot = table(&database, &[0..10]).await;
     let refused = [
+        col("name").like(lit("%\\_%")),
         col("id").eq(lit(5_i64)),
         col("id").eq(lit(ScalarValue::Int32(None))),
         lit(1).eq(lit(1)),
