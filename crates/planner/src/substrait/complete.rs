@@ -10,7 +10,7 @@ use datafusion_substrait::substrait::proto::expression::literal::LiteralType;
 use datafusion_substrait::substrait::proto::expression::{IfThen, Literal};
 use datafusion_substrait::substrait::proto::extensions::AdvancedExtension;
 use datafusion_substrait::substrait::proto::sort_field::{SortDirection, SortKind};
-use datafusion_substrait::substrait::proto::{AggregateRel, AggregationPhase, SortField};
+use datafusion_substrait::substrait::proto::{AggregateRel, AggregationPhase, FunctionOption, SortField};
 
 /// The error for a part that is not there.
 pub(super) fn lacks(what: &str, part: &str) -> DataFusionError {
@@ -73,10 +73,33 @@ pub(super) fn sorts(sorts: &[SortField]) -> Result<()> {
     Ok(())
 }
 
+/// What functions do where a plan may choose: each option, and the only preference that is met.
+const OPTIONS: &[(&str, &str)] =
+    &[("overflow", "SILENT"), ("rounding", "TIE_TO_EVEN"), ("case_sensitivity", "CASE_SENSITIVE")];
+
+/// An option names what would do, best first: one that is met must be among them.
+///
+/// # Errors
+/// None is.
+pub(super) fn options(options: &[FunctionOption]) -> Result<()> {
+    for FunctionOption { name, preference } in options {
+        let met = OPTIONS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, met)| *met);
+        let is_met = |wish: &String| met.is_some_and(|met| met.eq_ignore_ascii_case(wish));
+        if !preference.iter().any(is_met) {
+            let (name, wished): (String, String) =
+                (name.chars().take(50).collect(), preference.join(", ").chars().take(100).collect());
+            let instead = met.map_or_else(|| "leave it out".to_owned(), |met| format!("there is {met}"));
+            return not_impl_err!("the option {name} = {wished} of a Substrait function is not supported; {instead}");
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn aggregate(aggregate: &AggregateRel) -> Result<()> {
     for measure in &aggregate.measures {
         if let Some(function) = &measure.measure {
             sorts(&function.sorts)?;
+            options(&function.options)?;
             if !matches!(function.phase(), AggregationPhase::Unspecified | AggregationPhase::InitialToResult) {
                 return not_impl_err!(
                     "aggregates that take or give what lies between are not supported; send whole ones"
@@ -173,4 +196,28 @@ fn one_shape(elements: &[Literal]) -> Result<String> {
         }
     }
     Ok(first.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_of_a_function_is_met_or_refused() {
+        let option = |name: &str, preference: &[&str]| FunctionOption {
+            name: name.to_owned(),
+            preference: preference.iter().map(|wish| (*wish).to_owned()).collect(),
+        };
+        for (given, is_met) in [
+            (option("overflow", &["SILENT"]), true),
+            (option("Overflow", &["ERROR", "silent"]), true),
+            (option("overflow", &["ERROR", "SATURATE"]), false),
+            (option("overflow", &[]), false),
+            (option("rounding", &["TIE_TO_EVEN"]), true),
+            (option("rounding", &["TRUNCATE"]), false),
+            (option("made_up", &["SILENT"]), false),
+        ] {
+            assert_eq!(options(std::slice::from_ref(&given)).is_ok(), is_met, "{given:?}");
+        }
+    }
 }

@@ -17,7 +17,8 @@ use datafusion_substrait::logical_plan::consumer as theirs;
 use datafusion_substrait::logical_plan::consumer::SubstraitConsumer;
 use datafusion_substrait::substrait::proto::expression::field_reference::{ReferenceType, RootType};
 use datafusion_substrait::substrait::proto::expression::{
-    Cast, FieldReference, IfThen, Literal, MaskExpression, SingularOrList, WindowFunction, reference_segment,
+    Cast, FieldReference, IfThen, Literal, MaskExpression, ScalarFunction, SingularOrList, WindowFunction,
+    reference_segment,
 };
 use datafusion_substrait::substrait::proto::extensions::AdvancedExtension;
 use datafusion_substrait::substrait::proto::read_rel::{NamedTable, ReadType, VirtualTable};
@@ -318,8 +319,14 @@ impl SubstraitConsumer for Consumer<'_> {
         theirs::from_cast(self, cast, input).await
     }
 
+    async fn consume_scalar_function(&self, function: &ScalarFunction, input: &DFSchema) -> Result<Expr> {
+        complete::options(&function.options)?;
+        theirs::from_scalar_function(self, function, input).await
+    }
+
     async fn consume_window_function(&self, window: &WindowFunction, input: &DFSchema) -> Result<Expr> {
         complete::sorts(&window.sorts)?;
+        complete::options(&window.options)?;
         theirs::from_window_function(self, window, input).await
     }
 
