@@ -11,7 +11,7 @@ SECONDS = "15"
 
 def test_many_clients_stay_within_the_memory_and_leave_nothing_behind(tmp_path):
     program = pathlib.Path(binary()).with_name("clients")
-    words = ["--seconds", SECONDS, "--clients", "24", "--memory", "256M", "--rows", "60000", "--dim", "64"]
+    words = ["--seconds", SECONDS, "--clients", "24", "--memory", "1G", "--rows", "60000", "--dim", "64"]
     done = subprocess.run(
         [program, *words],
         env={**os.environ, "SAGITTA_BIN": binary(), "TMPDIR": str(tmp_path)},
