@@ -29,7 +29,7 @@ use crate::travel::{self, Body, Content, Source, VALUES_BYTES_MAX, arrived, trav
 
 /// Rows of values for one run.
 const BOUND_ROWS_MAX: usize = 100_000;
-/// What a prepared statement takes with its template, beside its text: it was measured.
+/// What a prepared statement is taken to hold with its template, beside its text.
 const PREPARED_BYTES: usize = 32 << 10;
 
 impl Call {
