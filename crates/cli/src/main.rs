@@ -28,6 +28,8 @@ const WORKER_STACK_BYTES: usize = 16 << 20;
 /// Threads beyond those that a statement uses: one that was cancelled gives its own back only at its next pause, and
 /// the statement after it shall not wait for that.
 const WORKERS_SPARE: usize = 2;
+/// Threads that wait for files. Each keeps memory of its own that it has freed: hundreds would hold more than the statements.
+const BLOCKING_THREADS_MAX: usize = 32;
 /// How long background work may take to notice that the process ends.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
     let threads = setup.as_ref().map_or(args.global.threads, serve::Setup::threads);
     let workers = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.unwrap_or(cores) + WORKERS_SPARE)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_stack_size(WORKER_STACK_BYTES)
         .enable_all()
         .build();

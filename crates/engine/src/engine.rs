@@ -34,8 +34,9 @@ const PROCESS_BYTES_MAX: usize = 160 << 20;
 const BATCH_ROWS_SHARE: usize = 128 << 10;
 /// Rows of one batch.
 const BATCH_ROWS: std::ops::RangeInclusive<usize> = 1_024..=8_192;
-/// Below this part of the limit, what the process holds is as it should be.
-const CALM_SHARE: (usize, usize) = (15, 16);
+/// Below this part of the limit, what the process holds is as it should be. Far below it: what many threads have freed goes
+/// back to the system slowly.
+const CALM_SHARE: (usize, usize) = (3, 4);
 /// The smallest memory limit: below it, not even a scan has its buffers.
 const MEMORY_LIMIT_BYTES_MIN: usize = 64 << 20;
 /// The memory that is assumed where the system does not tell.

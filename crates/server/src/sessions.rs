@@ -32,7 +32,7 @@ pub(crate) fn is_own(token: &str) -> bool {
 /// A header that asks for so many parts of an answer.
 const ENDPOINTS_HEADER: &str = "x-sagitta-endpoints";
 /// What a session takes with its connection: its settings, its functions, buffers of the network.
-const SESSION_BYTES: usize = 64 << 10;
+const SESSION_BYTES: usize = 160 << 10;
 /// Parts that an answer is cut into at most.
 pub(crate) const ENDPOINTS_MAX: usize = 256;
 

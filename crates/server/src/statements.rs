@@ -30,7 +30,7 @@ use crate::wire;
 /// Below this, several parts cost more than they bring.
 const ROWS_IN_PARTS_MIN: u64 = 100_000;
 /// What a plan takes that waits to be run.
-pub(crate) const PLAN_BYTES: usize = 16 << 10;
+pub(crate) const PLAN_BYTES: usize = 64 << 10;
 /// Texts longer than this are counted while they are planned: below it they take no more than the call itself.
 const TEXT_BYTES_COUNTED: usize = 64 << 10;
 /// Bytes of parsed and planned SQL for one of its text, such as of a long list of numbers.
