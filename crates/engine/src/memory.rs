@@ -48,9 +48,19 @@ struct State {
     spillable: usize,
     /// Operators that can spill.
     spillers: usize,
-    users: HashMap<Arc<str>, usize>,
+    users: HashMap<Arc<str>, Share>,
     waiting: VecDeque<Waiter>,
     next: u64,
+}
+
+/// What a user has.
+#[derive(Default)]
+struct Share {
+    /// Claims, and what was granted beyond them.
+    bytes: usize,
+    /// As in [`State`], of this user's statements.
+    spillable: usize,
+    spillers: usize,
 }
 
 /// A claim before it is granted.
@@ -122,7 +132,7 @@ impl State {
 
     fn check_within(&self, limit: usize, user: Option<&Arc<str>>, bytes: usize) -> std::result::Result<(), Lack> {
         if let (Some(user), Some(bytes_max)) = (user, self.per_user_max) {
-            let free = bytes_max.saturating_sub(self.users.get(user).copied().unwrap_or(0));
+            let free = bytes_max.saturating_sub(self.users.get(user).map_or(0, |share| share.bytes));
             if bytes > free {
                 return Err(Lack::User { free, bytes_max });
             }
@@ -137,21 +147,78 @@ impl State {
     fn take(&mut self, user: Option<&Arc<str>>, bytes: usize) {
         self.taken += bytes;
         if let Some(user) = user {
-            *self.users.entry(Arc::clone(user)).or_default() += bytes;
+            self.users.entry(Arc::clone(user)).or_default().bytes += bytes;
         }
     }
 
     fn give(&mut self, user: Option<&Arc<str>>, bytes: usize) {
         self.taken = self.taken.saturating_sub(bytes);
         if let Some(user) = user
-            && let Some(held) = self.users.get_mut(user)
+            && let Some(share) = self.users.get_mut(user)
         {
-            *held = held.saturating_sub(bytes);
-            if *held == 0 {
+            share.bytes = share.bytes.saturating_sub(bytes);
+            if share.bytes == 0 && share.spillers == 0 {
                 self.users.remove(user);
             }
         }
         self.serve_waiting();
+    }
+
+    /// An operator that can spill has come.
+    fn spiller_comes(&mut self, user: Option<&Arc<str>>) {
+        self.spillers += 1;
+        if let Some(user) = user {
+            self.users.entry(Arc::clone(user)).or_default().spillers += 1;
+        }
+    }
+
+    fn spiller_goes(&mut self, user: Option<&Arc<str>>) {
+        self.spillers = self.spillers.saturating_sub(1);
+        if let Some(user) = user
+            && let Some(share) = self.users.get_mut(user)
+        {
+            share.spillers = share.spillers.saturating_sub(1);
+            if share.bytes == 0 && share.spillers == 0 {
+                self.users.remove(user);
+            }
+        }
+    }
+
+    /// Counts what is granted to an operator that can spill.
+    fn spillable_grows(&mut self, user: Option<&Arc<str>>, bytes: usize) {
+        self.spillable += bytes;
+        if let Some(share) = user.and_then(|user| self.users.get_mut(user)) {
+            share.spillable += bytes;
+        }
+    }
+
+    fn spillable_shrinks(&mut self, user: Option<&Arc<str>>, bytes: usize) {
+        self.spillable = self.spillable.saturating_sub(bytes);
+        if let Some(share) = user.and_then(|user| self.users.get_mut(user)) {
+            share.spillable = share.spillable.saturating_sub(bytes);
+        }
+    }
+
+    /// Whether an operator that can spill may hold so many bytes: those of all share evenly what others leave, and those of
+    /// one user what the user's others leave. Whatever cannot spill would find nothing else.
+    fn check_spiller(&self, user: Option<&Arc<str>>, held: usize, additional: usize) -> std::result::Result<(), Lack> {
+        let fair = |limit: usize, taken: usize, spillable: usize, spillers: usize| {
+            limit.saturating_sub(taken - spillable.min(taken)) / (spillers + 1)
+        };
+        let wished = held.saturating_add(additional);
+        if let (Some(user), Some(bytes_max)) = (user, self.per_user_max) {
+            let (bytes, spillable, spillers) =
+                self.users.get(user).map_or((0, 0, 0), |share| (share.bytes, share.spillable, share.spillers));
+            let share = fair(bytes_max, bytes, spillable, spillers);
+            if wished > share {
+                return Err(Lack::User { free: share.saturating_sub(held), bytes_max });
+            }
+        }
+        let share = fair(self.limit(), self.taken, self.spillable, self.spillers);
+        if wished > share {
+            return Err(Lack::Pool { free: share.saturating_sub(held), bytes_max: self.bytes_max });
+        }
+        Ok(())
     }
 
     /// Whether a claim can be had now: who came first comes first.
@@ -466,14 +533,13 @@ impl MemoryPool for StatementPool {
 
     fn register(&self, consumer: &MemoryConsumer) {
         if consumer.can_spill() {
-            self.claim.memory.lock().spillers += 1;
+            self.claim.memory.lock().spiller_comes(self.claim.user.as_ref());
         }
     }
 
     fn unregister(&self, consumer: &MemoryConsumer) {
         if consumer.can_spill() {
-            let mut state = self.claim.memory.lock();
-            state.spillers = state.spillers.saturating_sub(1);
+            self.claim.memory.lock().spiller_goes(self.claim.user.as_ref());
         }
     }
 
@@ -486,7 +552,7 @@ impl MemoryPool for StatementPool {
         used.bytes = bytes;
         if reservation.consumer().can_spill() {
             used.spillable += needed;
-            state.spillable += needed;
+            state.spillable_grows(self.claim.user.as_ref(), needed);
         }
     }
 
@@ -502,7 +568,7 @@ impl MemoryPool for StatementPool {
         };
         used.spillable -= was_spillable;
         let mut state = self.claim.memory.lock();
-        state.spillable = state.spillable.saturating_sub(was_spillable);
+        state.spillable_shrinks(self.claim.user.as_ref(), was_spillable);
         state.give(self.claim.user.as_ref(), given);
     }
 
@@ -515,12 +581,7 @@ impl MemoryPool for StatementPool {
         if needed > 0 {
             let mut outcome = state.check(self.claim.user.as_ref(), needed);
             if outcome.is_ok() && consumer.can_spill() {
-                let for_spillers = state.limit().saturating_sub(state.taken - state.spillable.min(state.taken));
-                let share = for_spillers / (state.spillers + 1);
-                if reservation.size().saturating_add(additional) > share {
-                    let free = share.saturating_sub(reservation.size());
-                    outcome = Err(Lack::Pool { free, bytes_max: state.bytes_max });
-                }
+                outcome = state.check_spiller(self.claim.user.as_ref(), reservation.size(), additional);
             }
             outcome.map_err(|lack| {
                 resources_datafusion_err!(
@@ -534,7 +595,7 @@ impl MemoryPool for StatementPool {
             state.take(self.claim.user.as_ref(), needed);
             if consumer.can_spill() {
                 used.spillable += needed;
-                state.spillable += needed;
+                state.spillable_grows(self.claim.user.as_ref(), needed);
             }
         }
         used.bytes = bytes;
