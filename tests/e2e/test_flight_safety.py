@@ -230,7 +230,7 @@ def test_the_statements_of_a_user_have_so_much_memory(tmp_path):
         last = ada.rows("SELECT value FROM generate_series(1, 1000000) s(value) ORDER BY value % 1009, value OFFSET 999999")
         assert last[0]["value"] % 1009 == 1008
         # Values that are bound count for whoever binds them, and for nobody else.
-        values = pa.record_batch({"$1": pa.array(["x" * (12 << 20)])})
+        values = pa.record_batch({"$1": pa.array(["x" * (6 << 20)])})
         for client, number in [(ada, 1), (bob, 1), (ada, 2)]:
             handle = client.prepare("SELECT length($1::text) AS n")[1][0]
             descriptor = flight.FlightDescriptor.for_command(command("CommandPreparedStatementQuery", field(1, handle)))
