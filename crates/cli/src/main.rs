@@ -51,9 +51,6 @@ fn main() -> ExitCode {
     if setup.is_none() {
         start_log();
     }
-    if setup.is_some() {
-        return_freed_memory();
-    }
     let threads = setup.as_ref().map_or(args.global.threads, serve::Setup::threads);
     let workers = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.unwrap_or(cores) + WORKERS_SPARE)
@@ -98,18 +95,21 @@ fn set_lance_environment(cores: usize) {
     }
 }
 
-/// Has the allocator give freed pages back to the system at once. A server's memory limit is meant for the process, and what
-/// one statement has freed would stay with its threads while the next one takes anew.
-fn return_freed_memory() {
+/// Has the allocator give freed pages back to the system at once, or only after a while. A server's memory limit is meant for
+/// the process, and what one statement has freed would stay with its threads while the next one takes anew. But at
+/// once means to fault in each buffer of each scan: more than half of what a server did for a stream of vectors.
+fn return_freed_memory(at_once: bool) {
     /// `mi_option_purge_delay` of mimalloc 2 and 3, in milliseconds.
     const PURGE_DELAY: core::ffi::c_int = 15;
+    /// Longer than a statement waits for its next buffer.
+    const LATER: core::ffi::c_long = 1_000;
     #[expect(unsafe_code, reason = "mimalloc reads this setting from the environment before main, or is told so")]
     // SAFETY: the declaration is that of mimalloc.h; the function sets an atomic number, and may be called at any time.
     unsafe {
         unsafe extern "C" {
             fn mi_option_set(option: core::ffi::c_int, value: core::ffi::c_long);
         }
-        mi_option_set(PURGE_DELAY, 0);
+        mi_option_set(PURGE_DELAY, if at_once { 0 } else { LATER });
     }
 }
 

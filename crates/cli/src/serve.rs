@@ -3,6 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use engine::{Engine, EngineOptions};
 use server::{Addresses, LogOptions, Metrics, Readiness, ServerOptions, TlsOptions};
@@ -15,6 +16,9 @@ use crate::config::{Config, Settings};
 use crate::console::{Outcome, stopped};
 use crate::report::Report;
 use crate::run::show;
+
+/// How often the allocator hears whether memory is scarce.
+const MEMORY_WATCH: Duration = Duration::from_millis(50);
 
 /// All that a server needs to start.
 #[derive(Debug)]
@@ -207,6 +211,13 @@ async fn serve(setup: Setup, mut signals: Signals, workers: &Handle) -> Outcome 
         Ok(engine) => engine,
         Err(error) => return failed(&setup, &error),
     };
+    let watched = engine.clone();
+    workers.spawn(async move {
+        loop {
+            crate::return_freed_memory(watched.memory_is_scarce());
+            tokio::time::sleep(MEMORY_WATCH).await;
+        }
+    });
     let readiness = Readiness::new();
     let (stop, told_to_stop) = oneshot::channel::<()>();
     let shutdown = async {

@@ -1,6 +1,7 @@
 //! An open database: its storage, its memory, and the sessions on it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -37,6 +38,8 @@ const BATCH_ROWS: std::ops::RangeInclusive<usize> = 1_024..=8_192;
 /// Below this part of the limit, what the process holds is as it should be. Far below it: what many threads have freed goes
 /// back to the system slowly.
 const CALM_SHARE: (usize, usize) = (3, 4);
+/// Above this part of the limit, memory is scarce enough for the process to give back at once what it frees.
+const SCARCE_SHARE: (usize, usize) = (1, 2);
 /// The smallest memory limit: below it, not even a scan has its buffers.
 const MEMORY_LIMIT_BYTES_MIN: usize = 64 << 20;
 /// The memory that is assumed where the system does not tell.
@@ -96,6 +99,7 @@ struct Inner {
     memory: Arc<Memory>,
     /// What the process may hold.
     limit_bytes: usize,
+    memory_is_scarce: AtomicBool,
     queries: Arc<Queries>,
     roots: Option<AllowedRoots>,
     passwords: Passwords,
@@ -133,7 +137,17 @@ impl Engine {
         let roots = roots.map(|roots| roots.without(database.location())).transpose()?;
         let passwords = Passwords::new(threads);
         let queries = Arc::default();
-        let inner = Inner { database, runtime, threads, memory, limit_bytes: limit, queries, roots, passwords };
+        let inner = Inner {
+            database,
+            runtime,
+            threads,
+            memory,
+            limit_bytes: limit,
+            memory_is_scarce: AtomicBool::new(false),
+            queries,
+            roots,
+            passwords,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -239,8 +253,15 @@ impl Engine {
     /// it. Cheap.
     pub fn watch_memory(&self) {
         let Some(resident) = resident_bytes() else { return };
-        let calm = self.inner.limit_bytes / CALM_SHARE.1 * CALM_SHARE.0;
-        self.inner.memory.set_unforeseen(resident.saturating_sub(calm));
+        let share = |(part, whole): (usize, usize)| self.inner.limit_bytes / whole * part;
+        self.inner.memory.set_unforeseen(resident.saturating_sub(share(CALM_SHARE)));
+        self.inner.memory_is_scarce.store(resident > share(SCARCE_SHARE), Ordering::Relaxed);
+    }
+
+    /// Whether the process held so much at the last [look](Self::watch_memory) that its allocator should give what is freed back to
+    /// the system at once.
+    pub fn memory_is_scarce(&self) -> bool {
+        self.inner.memory_is_scarce.load(Ordering::Relaxed)
     }
 
     /// Statements that run at least this long are logged, and listed in `system.slow_queries`.

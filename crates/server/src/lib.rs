@@ -23,6 +23,7 @@ pub mod metrics;
 mod options;
 mod poll;
 mod prepared;
+mod record_batch;
 mod redeem;
 mod seal;
 mod serve;

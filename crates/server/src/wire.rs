@@ -6,11 +6,12 @@ use arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::ipc::writer::{CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+use arrow::ipc::writer::{CompressionContext, DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteOptions};
 use arrow_flight::FlightData;
 use futures::stream::{BoxStream, StreamExt};
 use tonic::Status;
 
+use crate::record_batch;
 use crate::status::status_of;
 
 /// What a message is meant to hold.
@@ -157,8 +158,12 @@ impl Encoder {
 
     /// One message, or several where the estimate was too low.
     fn piece(&mut self, batch: &RecordBatch, messages: &mut Vec<FlightData>) -> Result<(), ArrowError> {
-        let (dictionaries, encoded) =
-            IpcDataGenerator::default().encode(batch, &mut self.tracker, &self.options, &mut self.compression)?;
+        let (dictionaries, encoded) = match record_batch::encode(batch) {
+            Some((ipc_message, arrow_data)) => (vec![], EncodedData { ipc_message, arrow_data }),
+            None => {
+                IpcDataGenerator::default().encode(batch, &mut self.tracker, &self.options, &mut self.compression)?
+            }
+        };
         if encoded.arrow_data.len() > MESSAGE_BYTES_MAX && batch.num_rows() > 1 {
             let half = batch.num_rows() / 2;
             self.piece(&batch.slice(0, half), messages)?;
