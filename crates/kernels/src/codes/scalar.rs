@@ -63,11 +63,15 @@ impl CodeLayout {
         8 / self.bits as usize
     }
 
-    /// Where an element is: its byte, and the plane of it.
-    fn place(&self, element: usize) -> (usize, usize) {
-        let (line, rest) = (element / (LINE * self.planes()), element % (LINE * self.planes()));
-        let width = if line + 1 == self.lines { LINE - FACTORS } else { LINE };
-        (line * LINE + rest % width, rest / width)
+    /// Where the elements of a vector of `dim` are, by runs: the first byte, the plane, the elements of one byte each.
+    fn segments(&self, dim: usize) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> + use<> {
+        let (planes, lines) = (self.planes(), self.lines);
+        (0..lines * planes).map_while(move |segment| {
+            let (line, plane) = (segment / planes, segment % planes);
+            let width = if line + 1 == lines { LINE - FACTORS } else { LINE };
+            let start = line * LINE * planes + plane * width;
+            (start < dim).then(|| (line * LINE, plane, start..dim.min(start + width)))
+        })
     }
 
     /// Writes a vector as a record: `vector`, at most [`capacity`](Self::capacity) elements (what is beyond is left out); `record`:
@@ -80,14 +84,16 @@ impl CodeLayout {
         let vector = &vector[..vector.len().min(self.capacity())];
         let step = if self.whole { 1.0 } else { self.best_step(vector) };
         let (inverse, top) = (if step > 0.0 { 1.0 / step } else { 0.0 }, ((1_u32 << self.bits) - 1) as f32);
-        record.fill(0);
+        // What has no element stands for 0 in records of whole numbers, which are queries too.
+        record.fill(if self.whole { self.zero as u8 } else { 0 });
         let (mut product, mut square) = (0.0_f32, 0.0_f32);
-        for (element, value) in vector.iter().enumerate() {
-            let code = round((value * inverse + self.zero).max(0.0).min(top));
-            let (byte, plane) = self.place(element);
-            record[byte] |= (code as u8) << (plane as u32 * self.bits);
-            product += value * (code - self.zero);
-            square += (code - self.zero) * (code - self.zero);
+        for (bytes, plane, elements) in self.segments(vector.len()) {
+            for (byte, value) in record[bytes..].iter_mut().zip(&vector[elements]) {
+                let code = round((value * inverse + self.zero).max(0.0).min(top));
+                *byte = if self.whole { code as u8 } else { *byte | (code as u8) << (plane as u32 * self.bits) };
+                product += value * (code - self.zero);
+                square += (code - self.zero) * (code - self.zero);
+            }
         }
         let step = if self.whole || square == 0.0 { step } else { product / square };
         let norm = step * step * square + beside;
@@ -130,10 +136,11 @@ impl CodeLayout {
     pub fn decode(&self, record: &[u8], vector: &mut [f32]) {
         let Some(record) = record.get(..self.bytes()) else { return };
         let (step, _) = factors(record);
-        for (element, value) in vector.iter_mut().take(self.capacity()).enumerate() {
-            let (byte, plane) = self.place(element);
-            let code = record[byte] >> (plane as u32 * self.bits) & ((1_u32 << self.bits) - 1) as u8;
-            *value = step * (f32::from(code) - self.zero);
+        let mask = ((1_u32 << self.bits) - 1) as u8;
+        for (bytes, plane, elements) in self.segments(vector.len().min(self.capacity())) {
+            for (byte, value) in record[bytes..].iter().zip(&mut vector[elements]) {
+                *value = step * (f32::from(byte >> (plane as u32 * self.bits) & mask) - self.zero);
+            }
         }
     }
 }
@@ -193,14 +200,32 @@ impl CodeQuery {
         let inverse = if scale > 0.0 && scale.is_finite() { 1.0 / scale } else { 0.0 };
         self.lines.fill(QueryLine([0; LINE]));
         let mut sum = 0_i32;
-        for (element, value) in vector.iter().enumerate() {
-            // Half is added away from zero; the cast saturates, and takes NaN for 0.
-            let value = (value * inverse + f32::copysign(0.5, *value)) as i8;
-            let (byte, plane) = self.layout.place(element);
-            self.lines[byte / LINE * self.layout.planes() + plane].0[byte % LINE] = value;
-            sum += i32::from(value);
+        for (bytes, plane, elements) in self.layout.segments(vector.len()) {
+            let line = &mut self.lines[bytes / LINE * self.layout.planes() + plane];
+            for (place, value) in line.0.iter_mut().zip(&vector[elements]) {
+                // Half is added away from zero; the cast saturates, and takes NaN for 0.
+                *place = (value * inverse + f32::copysign(0.5, *value)) as i8;
+                sum += i32::from(*place);
+            }
         }
         self.factor = if scale.is_finite() { -2.0 * scale } else { 0.0 };
+        self.offset = -self.layout.zero * sum as f32;
+    }
+
+    /// Replaces the vector by that of a record of [`CodeLayout::whole`] numbers, without loss; for other layouts, by zeros.
+    pub fn set_record(&mut self, record: &[u8]) {
+        let mut sum = 0_i32;
+        self.lines.fill(QueryLine([0; LINE]));
+        if self.layout.whole && record.len() >= self.layout.bytes() {
+            let codes = self.layout.bytes() - FACTORS;
+            for (line, codes) in self.lines.iter_mut().zip(record[..codes].chunks(LINE)) {
+                for (value, code) in line.0.iter_mut().zip(codes) {
+                    *value = (*code ^ 0x80) as i8;
+                    sum += i32::from(*value);
+                }
+            }
+        }
+        self.factor = -2.0;
         self.offset = -self.layout.zero * sum as f32;
     }
 
@@ -487,6 +512,11 @@ mod tests {
         let mut out = [0.0];
         query.scores(&record, &[0], &mut out).unwrap();
         let expected: f32 = vector.iter().zip(&asked).map(|(a, b)| a * a - 2.0 * a * b).sum();
+        assert_eq!(out, [expected]);
+        let mut other = vec![0; layout.bytes()];
+        layout.encode(&asked, 0.0, &mut other);
+        query.set_record(&other);
+        query.scores(&record, &[0], &mut out).unwrap();
         assert_eq!(out, [expected]);
     }
 
