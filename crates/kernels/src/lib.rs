@@ -23,6 +23,7 @@ mod integer_gemm;
 mod isa;
 mod lanes;
 mod matrix;
+mod memory;
 mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -47,6 +48,7 @@ pub use error::DistanceError;
 pub use integer_gemm::Panels;
 pub use isa::{ISA_VARIABLE, Isa, isa, isa_from_env};
 pub use matrix::{distance_matrix, pair_distances};
+pub use memory::advise_large_pages;
 pub use metric::Metric;
 pub use prefetch::prefetch;
 pub use query::Query;

@@ -1,6 +1,6 @@
 //! Building a graph: survey, codes, near neighbors, links, calibration.
 
-use kernels::{CodeLayout, ElementType, Metric};
+use kernels::{CodeLayout, ElementType, Metric, advise_large_pages};
 
 use super::calibrate;
 use super::encode::{self, Encoded};
@@ -224,5 +224,8 @@ fn choose_entries(points: &Points, seed: u64) -> [u32; ENTRIES] {
 }
 
 fn to_bytes(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    let mut bytes = vec![0; values.len() * 4];
+    advise_large_pages(&mut bytes);
+    bytes.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(four, value)| *four = value.to_le_bytes());
+    bytes
 }

@@ -11,14 +11,15 @@ use super::format::{CALIBRATED, Coding, EffortStep, Head};
 use super::linear::{dot, largest};
 use super::points::{key, vertex};
 use super::random::draw;
-use super::search::open;
+use super::search::GraphIndex;
 use super::source::{block_ranges, each_vector};
 use super::space::{Map, Space};
 use crate::{BuildError, Control, Effort, Request, Resident, Rows, Step};
 
-/// Rows held as queries, and mixtures of two of them.
-const HELD: usize = 192;
-const MIXED: usize = 64;
+/// Rows held as queries; every fourth becomes a mixture of two.
+const ASKED: usize = 256;
+/// Neighbors that a recall is measured by, if there are as many.
+const NEIGHBORS: usize = 6400;
 /// Rows that are compared exactly for the truth, by rounded distances: the nearest 100 and those that rounding could hide.
 const SHORTLIST: usize = 160;
 /// Share of a mixture that is of its first row.
@@ -34,6 +35,8 @@ struct Asked {
     bits: Vec<u8>,
     /// The row that it is, which does not count.
     own: Option<u32>,
+    /// The same as a vertex.
+    vertex: Option<u32>,
     /// Exact distances, nearest first.
     truth: Vec<(f64, u32)>,
 }
@@ -67,7 +70,7 @@ pub(super) fn calibrate(
 fn draw_queries(rows: &dyn Rows, vertices: &[u32], seed: u64) -> Result<Vec<Asked>, BuildError> {
     let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x6361_6c69);
     let mut held = Vec::new();
-    for at in draw(seed ^ 0x6865_6c64, vertices.len(), HELD + MIXED) {
+    for at in draw(seed ^ 0x6865_6c64, vertices.len(), ASKED) {
         let row = vertices[at];
         let (mut vector, mut bits) = (Vec::new(), Vec::new());
         let range = row as usize..row as usize + 1;
@@ -80,14 +83,13 @@ fn draw_queries(rows: &dyn Rows, vertices: &[u32], seed: u64) -> Result<Vec<Aske
         } else {
             each_vector(rows, range, &mut |_, values| vector.extend_from_slice(values))?;
         }
-        held.push(Asked { vector, bits, own: Some(row), truth: Vec::new() });
+        held.push(Asked { vector, bits, own: Some(row), vertex: Some(at as u32), truth: Vec::new() });
     }
-    // The last quarter become mixtures with those before.
-    let first_mixed = held.len() - held.len() / 4;
-    for at in first_mixed..held.len() {
-        let (others, rest) = held.split_at_mut(first_mixed);
-        let (mixed, other) = (&mut rest[at - first_mixed], &others[(at * 7) % first_mixed]);
-        mixed.own = None;
+    // Every fourth becomes a mixture with the one before.
+    for at in (3..held.len()).step_by(4) {
+        let (others, rest) = held.split_at_mut(at);
+        let (mixed, other) = (&mut rest[0], &others[at - 1]);
+        (mixed.own, mixed.vertex) = (None, None);
         let pairs = mixed.vector.iter_mut().zip(&other.vector);
         pairs.for_each(|(value, other)| *value = SHARE * *value + (1.0 - SHARE) * other);
         for (byte, other) in mixed.bits.iter_mut().zip(&other.bits) {
@@ -283,7 +285,8 @@ fn compare(
             let row = block[0].0;
             let mut failed = None;
             rows.read(row as usize..row as usize + 1, &mut |_, vectors| {
-                for (_, query) in *block {
+                // A run may be of no row.
+                for (_, query) in block.iter().filter(|_| !vectors.is_empty()) {
                     let mut distance = [0.0];
                     match queries[*query].distances(vectors, &mut distance) {
                         Ok(()) => exact.push((*query, distance[0], row)),
@@ -311,8 +314,10 @@ fn measure(
 ) -> Result<Vec<EffortStep>, BuildError> {
     let mut head = head.clone();
     head.efforts = Default::default();
-    let index = open(&head.write()).map_err(|error| BuildError::Unsupported(error.to_string()))?;
+    let index = GraphIndex::open(&head.write()).map_err(|error| BuildError::Unsupported(error.to_string()))?;
     let sections = Resident(sections.iter().map(Vec::as_slice).collect());
+    // The mixtures are every fourth, so that fewer queries are a like choice of them.
+    let asked = &asked[..asked.len().min(NEIGHBORS.div_ceil(k))];
     let mut steps: Vec<EffortStep> = Vec::new();
     for (at, stop) in STOPS.into_iter().enumerate() {
         let beam = (k + 24 * (at + 1)).max(k * (at + 3) / 2).min(1 << 14);
@@ -322,7 +327,7 @@ fn measure(
             .map(|asked| {
                 control.advance(0)?;
                 let request = Request { query: asked.vectors(), k, matching: None, effort };
-                match index.search(&request, &sections) {
+                match index.search_without(&request, &sections, asked.vertex) {
                     Ok(Step::Found(found)) => Ok((asked.hits(&found.candidates, k), found.work.codes)),
                     _ => Ok((Vec::new(), 0)),
                 }
@@ -332,7 +337,8 @@ fn measure(
         if steps.last().is_none_or(|last| step.recall > last.recall) {
             steps.push(step);
         }
-        if step.recall > 0.9985 {
+        // Enough, or all were compared: no stop changes that.
+        if step.recall > 0.9985 || step.codes as usize >= head.vertices {
             break;
         }
     }

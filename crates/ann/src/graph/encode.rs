@@ -1,6 +1,6 @@
 //! From rows to codes, and to the 8-bit vertices of the build.
 
-use kernels::{CodeLayout, Metric, Vectors};
+use kernels::{CodeLayout, Metric, Vectors, advise_large_pages};
 use rayon::prelude::*;
 
 use super::format::Coding;
@@ -82,6 +82,8 @@ fn encode_scalar(
     let count = survey.vertices.len();
     let mut codes = vec![0_u8; if layout.is_whole() { 0 } else { count * layout.bytes() }];
     let mut built = vec![0_u8; count * whole.bytes()];
+    advise_large_pages(&mut codes);
+    advise_large_pages(&mut built);
     let blocks = split(rows.len(), survey, &mut built, whole.bytes());
     let coded = split(rows.len(), survey, &mut codes, if layout.is_whole() { 0 } else { layout.bytes() });
     let jobs: Vec<_> = blocks.into_iter().zip(coded).collect();
@@ -121,6 +123,7 @@ fn encode_scalar(
 fn encode_bits(rows: &dyn Rows, jaccard: bool, survey: &Survey, control: &Control) -> Result<Encoded, BuildError> {
     let (dim, bytes) = (rows.dim(), rows.dim().div_ceil(64) * 8);
     let mut codes = vec![0_u8; survey.vertices.len() * bytes];
+    advise_large_pages(&mut codes);
     split(rows.len(), survey, &mut codes, bytes).into_par_iter().try_for_each(|(range, vertices, codes)| {
         control.advance(range.len() as u64)?;
         let mut records = codes.chunks_exact_mut(bytes);

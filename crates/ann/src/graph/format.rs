@@ -309,7 +309,7 @@ fn element_number(element: ElementType) -> u8 {
 }
 
 /// CRC-32C by a table of 16: the head is small, and read once.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 16] = {
         let (mut table, mut index) = ([0_u32; 16], 0);
         while index < 16 {

@@ -3,6 +3,7 @@
 //!
 //! Every step computes each vertex's neighbors from the step before, so the graph does not depend on the number of threads.
 
+use kernels::advise_large_pages;
 use rayon::prelude::*;
 
 use super::leaves::Lists;
@@ -38,6 +39,7 @@ impl Adjacency {
         choose: impl Fn(u32, &mut S, &mut Vec<u32>) -> Result<(), BuildError> + Sync,
     ) -> Result<Self, BuildError> {
         let mut neighbors = vec![0_u32; vertices * degree];
+        advise_large_pages(bytemuck::cast_slice_mut(&mut neighbors));
         let rows = neighbors.par_chunks_mut(BLOCK_ROWS * degree).enumerate();
         rows.try_for_each_init(
             || (scratch(), Vec::new()),
@@ -117,6 +119,7 @@ impl Linking {
                 lists.copy(vertex, list);
                 pruner.keys.clear();
                 pruner.keys.extend(scratch.beam.iter().map(|(score, neighbor)| key(score + norm, neighbor)));
+                pruner.keys.extend(scratch.path.iter().map(|(score, neighbor)| key(score + norm, *neighbor)));
                 pruner.keys.extend_from_slice(list);
                 pruner.extend_unless_known(points, vertex, graph.of(vertex));
                 pruner.keys.retain(|key| self::vertex(*key) != vertex);

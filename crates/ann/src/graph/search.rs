@@ -20,8 +20,8 @@ const SCANNED: usize = 64;
 const SCAN_COST: f64 = 0.5;
 /// A query with so much more outside of the codes than the rows have is one of another kind, for which the codes tell less.
 const UNUSUAL: f32 = 1.5;
-/// How many times more candidates an unusual query gets, at most.
-const UNUSUAL_RERANK_MAX: f32 = 4.0;
+/// How many times wider the search for an unusual query is, at most.
+const UNUSUAL_MAX: f32 = 8.0;
 /// Share of the missing recall by which a calibrated effort is to be better than what was asked for.
 const MARGIN: f64 = 0.15;
 
@@ -36,7 +36,7 @@ pub struct GraphIndex {
 /// # Errors
 /// [`FormatError`] if the bytes are no head of a graph, a later version's, or damaged.
 pub fn open(head: &[u8]) -> Result<Box<dyn Index>, FormatError> {
-    Ok(Box::new(GraphIndex { head: Head::read(head)? }))
+    Ok(Box::new(GraphIndex::open(head)?))
 }
 
 /// What a thread keeps from one search to the next.
@@ -131,6 +131,18 @@ impl Index for GraphIndex {
     }
 
     fn search(&self, request: &Request<'_>, sections: &dyn Sections) -> Result<Step, FormatError> {
+        self.search_without(request, sections, None)
+    }
+}
+
+impl GraphIndex {
+    /// As `search`, as if one vertex were not there: how a calibration takes a row for a query that is none of the rows.
+    pub(super) fn search_without(
+        &self,
+        request: &Request<'_>,
+        sections: &dyn Sections,
+        hidden: Option<u32>,
+    ) -> Result<Step, FormatError> {
         let view = match self.view(sections)? {
             Ok(view) => view,
             Err(missing) => return Ok(Step::Wants(missing)),
@@ -139,13 +151,16 @@ impl Index for GraphIndex {
             return Ok(Step::Found(Found::default()));
         }
         let mut buffers = BUFFERS.take().unwrap_or_default();
+        buffers.walk.hidden = hidden;
         let found = self.search_in(request, &view, &mut buffers);
         BUFFERS.set(Some(buffers));
         found.map(Step::Found)
     }
-}
 
-impl GraphIndex {
+    pub(super) fn open(head: &[u8]) -> Result<Self, FormatError> {
+        Ok(Self { head: Head::read(head)? })
+    }
+
     /// The sections, or those that are not at hand.
     fn view<'a>(&self, sections: &'a dyn Sections) -> Result<Result<View<'a>, Wanted>, FormatError> {
         let head = &self.head;
@@ -178,7 +193,7 @@ impl GraphIndex {
         (&self.head.efforts[at], (k as f64 / CALIBRATED[at] as f64).max(1.0))
     }
 
-    /// `unusual`: how many times more candidates are needed than the effort says.
+    /// `unusual`: how many times wider than the effort says the search must be.
     fn plan(&self, request: &Request<'_>, unusual: f32) -> Plan {
         let vertices = self.head.vertices.max(1);
         let matching = request.matching.map_or(vertices, |matching| matching.len().min(vertices));
@@ -186,14 +201,15 @@ impl GraphIndex {
             Effort::Graph { beam, stop, rerank } => (beam, stop * stop, rerank),
             Effort::Flat { rerank } | Effort::Ivf { rerank, .. } => (2 * rerank, f32::INFINITY, rerank),
         };
-        let rerank = rerank.max(1).saturating_mul((unusual * 16.0) as usize) / 16;
-        let rerank = rerank.max(request.k).min(matching);
-        let beam = beam.max(rerank);
+        let wider = |count: usize| (count.max(1) as f64 * f64::from(unusual)) as usize;
+        let rerank = wider(rerank).max(request.k).min(matching);
+        let beam = wider(beam).max(rerank);
         let (steps, scale) = self.steps(request.k);
         // What was measured with this effort, or else half of the neighbors of as many vertices as are kept.
         let measured =
             steps.iter().find(|step| (step.stop * step.stop - stop).abs() <= 1e-6 && step.beam as usize * 2 >= beam);
         let codes = measured.map_or((beam * self.head.degree) as f64 / 2.0, |step| f64::from(step.codes) * scale);
+        let stop = 1.0 + (stop - 1.0) * unusual;
         let rarity = vertices as f64 / matching.max(1) as f64;
         let beam = ((beam as f64 * rarity) as usize).min(BEAM_MAX).min(vertices).max(1);
         Plan { beam, stop: if stop.is_nan() { f32::INFINITY } else { stop }, rerank, matching, codes: codes * rarity }
@@ -207,7 +223,7 @@ impl GraphIndex {
         let Some(measure) = self.prepare(request.query, buffers)? else { return Ok(Found::default()) };
         let Some(scorer) = buffers.scorer.take() else { return Ok(Found::default()) };
         let unusual = buffers.projected.beside / self.head.beside.max(f32::MIN_POSITIVE);
-        let unusual = if unusual > UNUSUAL { unusual.sqrt().min(UNUSUAL_RERANK_MAX) } else { 1.0 };
+        let unusual = if unusual > UNUSUAL { unusual.sqrt().min(UNUSUAL_MAX) } else { 1.0 };
         let plan = self.plan(request, if self.head.beside > 0.0 { unusual } else { 1.0 });
         let k = request.k.min(plan.matching);
         let mut work = Work::default();

@@ -56,6 +56,10 @@ pub(super) struct Scratch {
     /// Those in `beam` and beyond that may be results, if not all may.
     pub results: Beam,
     pub scores: Vec<f32>,
+    /// The vertices whose neighbors were read, with their scores.
+    pub path: Vec<(f32, u32)>,
+    /// A vertex that is passed by.
+    pub hidden: Option<u32>,
     matching: (Vec<f32>, Vec<u32>),
 }
 
@@ -75,7 +79,10 @@ impl Scratch {
         if filter.is_some() {
             self.results.reset(reach.results);
         }
-        let mut hops = 0;
+        if let Some(hidden) = self.hidden {
+            self.visited.mark(&hidden.to_le_bytes(), &[], 0);
+        }
+        self.path.clear();
         self.meet(entries, graph, scorer, reach, filter);
         while let Some((distance, vertex)) = self.beam.nearest_unvisited() {
             let kth = self.kth(reach, filter.is_some());
@@ -83,10 +90,10 @@ impl Scratch {
                 break;
             }
             self.beam.visit_nearest();
-            hops += 1;
+            self.path.push((distance, vertex));
             self.meet(graph.neighbors(vertex), graph, scorer, reach, filter);
         }
-        hops
+        self.path.len() as u64
     }
 
     /// Whether the walk looked at least as far as the `k`-th result is: a beam that is full of vertices nearer than that, all

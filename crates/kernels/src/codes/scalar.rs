@@ -215,15 +215,20 @@ impl CodeQuery {
     /// Replaces the vector by that of a record of [`CodeLayout::whole`] numbers, without loss; for other layouts, by zeros.
     pub fn set_record(&mut self, record: &[u8]) {
         let mut sum = 0_i32;
-        self.lines.fill(QueryLine([0; LINE]));
-        if self.layout.whole && record.len() >= self.layout.bytes() {
-            let codes = self.layout.bytes() - FACTORS;
-            for (line, codes) in self.lines.iter_mut().zip(record[..codes].chunks(LINE)) {
-                for (value, code) in line.0.iter_mut().zip(codes) {
-                    *value = (*code ^ 0x80) as i8;
-                    sum += i32::from(*value);
-                }
+        let (lines, _) = record.as_chunks::<LINE>();
+        if !self.layout.whole || lines.len() < self.layout.lines {
+            self.lines.fill(QueryLine([0; LINE]));
+        } else {
+            for (line, codes) in self.lines.iter_mut().zip(lines) {
+                line.0.iter_mut().zip(codes).for_each(|(value, code)| *value = (code ^ 0x80) as i8);
             }
+            if let Some(last) = self.lines.last_mut() {
+                last.0[LINE - FACTORS..].fill(0);
+            }
+            // A line's sum fits i16, in which more lanes are added at a time.
+            let of_line =
+                |line: &QueryLine| line.0.iter().fold(0_i16, |sum, value| sum.wrapping_add(i16::from(*value)));
+            sum = self.lines.iter().map(|line| i32::from(of_line(line))).sum();
         }
         self.factor = -2.0;
         self.offset = -self.layout.zero * sum as f32;
