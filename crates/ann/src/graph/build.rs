@@ -6,7 +6,7 @@ use super::calibrate;
 use super::encode::{self, Encoded};
 use super::format::{Coding, Head};
 use super::leaves::Lists;
-use super::link::{Adjacency, Linking};
+use super::link::{Adjacency, Linking, Walked};
 use super::points::{Points, Scorer};
 use super::random::draw;
 use super::source::{Survey, each_vector};
@@ -62,7 +62,7 @@ pub fn build(
     control.expect(PASSES * rows.len() as u64);
     let survey = Survey::new(rows, metric, control)?;
     let coding = choose_coding(rows, metric, options, control, &survey)?;
-    let Encoded { codes, points, beside, code_dim } = encode::encode(rows, &coding, &survey, control)?;
+    let Encoded { codes, points, beside, code_dim, unit } = encode::encode(rows, &coding, &survey, control)?;
     let entries = choose_entries(&points, control.seed);
     let degree = options.m.clamp(16, MAX_DEGREE).next_multiple_of(16);
     let graph = if points.len() == 0 {
@@ -70,7 +70,7 @@ pub fn build(
     } else {
         let lists = Lists::find(&points, degree, control)?;
         let linking = Linking { degree, beam: options.ef_construction.clamp(degree / 2, 4096), entries };
-        linking.link(&points, lists, control)?
+        linking.link(&points, Walked::new(&coding, &codes, unit), lists, control)?
     };
     // Codes that lose nothing are the records of the build.
     let codes = match points {
@@ -213,11 +213,11 @@ fn choose_entries(points: &Points, seed: u64) -> [u32; ENTRIES] {
     let middle = sample.iter().take(SAMPLE / 4).map(|vertex| (from(*vertex, &mut asker).iter().sum::<f32>(), *vertex));
     entries[0] = middle.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(0, |(_, vertex)| vertex);
     let mut nearest = from(entries[0], &mut asker);
-    for place in 1..ENTRIES {
+    for (place, entry) in entries.iter_mut().enumerate().skip(1) {
         let farthest = nearest.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(at, _)| at);
         let at = if place % 2 == 1 { farthest } else { place % sample.len() };
-        entries[place] = sample[at];
-        let distances = from(entries[place], &mut asker);
+        *entry = sample[at];
+        let distances = from(*entry, &mut asker);
         nearest.iter_mut().zip(distances).for_each(|(nearest, distance)| *nearest = nearest.min(distance));
     }
     entries

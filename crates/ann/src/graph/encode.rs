@@ -23,6 +23,8 @@ pub(super) struct Encoded {
     pub beside: f32,
     /// Elements of a code.
     pub code_dim: usize,
+    /// What one of the numbers of `points` stands for.
+    pub unit: f32,
 }
 
 /// Writes all vertices in one pass over the rows.
@@ -117,7 +119,7 @@ fn encode_scalar(
         )
         .collect::<Result<_, BuildError>>()?;
     let beside = (beside.iter().sum::<f64>() / count.max(1) as f64) as f32;
-    Ok(Encoded { codes, points: Points::Scalar { layout: whole, dim: code_dim, codes: built }, beside, code_dim })
+    Ok(Encoded { codes, points: Points::Scalar { layout: whole, dim: code_dim, codes: built }, beside, code_dim, unit })
 }
 
 fn encode_bits(rows: &dyn Rows, jaccard: bool, survey: &Survey, control: &Control) -> Result<Encoded, BuildError> {
@@ -139,7 +141,13 @@ fn encode_bits(rows: &dyn Rows, jaccard: bool, survey: &Survey, control: &Contro
             }
         })
     })?;
-    Ok(Encoded { codes: Vec::new(), points: Points::Bits { dim, jaccard, codes }, beside: 0.0, code_dim: dim })
+    Ok(Encoded {
+        codes: Vec::new(),
+        points: Points::Bits { dim, jaccard, codes },
+        beside: 0.0,
+        code_dim: dim,
+        unit: 1.0,
+    })
 }
 
 /// A block of rows, its vertices, and the records of those.

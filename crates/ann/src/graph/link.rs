@@ -3,9 +3,10 @@
 //!
 //! Every step computes each vertex's neighbors from the step before, so the graph does not depend on the number of threads.
 
-use kernels::advise_large_pages;
+use kernels::{CodeLayout, CodeQuery, advise_large_pages};
 use rayon::prelude::*;
 
+use super::format::Coding;
 use super::leaves::Lists;
 use super::points::{Points, Scorer, distance, key, vertex};
 use super::source::BLOCK_ROWS;
@@ -57,6 +58,42 @@ impl Adjacency {
     }
 }
 
+/// The shorter codes of the searches, if there are any, which the walks of the refinement use as well: half as many lines to fetch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Walked<'a>(Option<(CodeLayout, &'a [u8], f32)>);
+
+impl<'a> Walked<'a> {
+    /// `unit`: what one of the build's numbers stands for in `codes`.
+    pub(super) fn new(coding: &Coding, codes: &'a [u8], unit: f32) -> Self {
+        match coding {
+            Coding::Scalar(layout, _) if !codes.is_empty() => Self(Some((*layout, codes, unit))),
+            _ => Self(None),
+        }
+    }
+
+    fn codes(self, points: &'a Points) -> &'a [u8] {
+        self.0.map_or(points.codes(), |(_, codes, _)| codes)
+    }
+
+    fn scorer(self, points: &Points) -> Scorer {
+        self.0.map_or_else(|| points.scorer(), |(layout, ..)| Scorer::Codes(CodeQuery::new(layout)))
+    }
+
+    /// Makes a vertex the query.
+    fn ask(self, points: &Points, vertex: u32, scorer: &mut Scorer, vector: &mut Vec<f32>) {
+        match (self.0, &mut *scorer) {
+            (Some((.., unit)), Scorer::Codes(query)) => {
+                points.decode(vertex, vector);
+                vector.iter_mut().for_each(|value| *value *= unit);
+                query.set(vector);
+            }
+            _ => {
+                points.ask(vertex, scorer);
+            }
+        }
+    }
+}
+
 /// How a graph is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Linking {
@@ -70,7 +107,13 @@ pub(super) struct Linking {
 
 impl Linking {
     /// Links the vertices. Advances `control` by 6 for each of them.
-    pub(super) fn link(&self, points: &Points, lists: Lists, control: &Control) -> Result<Adjacency, BuildError> {
+    pub(super) fn link(
+        &self,
+        points: &Points,
+        walked: Walked<'_>,
+        lists: Lists,
+        control: &Control,
+    ) -> Result<Adjacency, BuildError> {
         let degree = self.degree;
         let first = Adjacency::of_each(
             points.len(),
@@ -85,7 +128,7 @@ impl Linking {
         )?;
         let both = self.with_reverse(points, &first, control)?;
         drop(first);
-        let refined = self.refine(points, &both, &lists, control)?;
+        let refined = self.refine(points, walked, &both, &lists, control)?;
         drop((both, lists));
         let mut graph = self.with_reverse(points, &refined, control)?;
         super::reach::connect(&mut graph, &self.entries, points.len());
@@ -96,32 +139,30 @@ impl Linking {
     fn refine(
         &self,
         points: &Points,
+        walked: Walked<'_>,
         graph: &Adjacency,
         lists: &Lists,
         control: &Control,
     ) -> Result<Adjacency, BuildError> {
-        let walked = Graph {
-            codes: points.codes(),
+        let view = Graph {
+            codes: walked.codes(points),
             adjacency: bytemuck::cast_slice(&graph.neighbors),
             degree: self.degree,
             vertices: points.len(),
         };
         let entries: &[u8] = bytemuck::cast_slice(&self.entries);
+        let reach = Reach { beam: self.beam, stop: f32::INFINITY, k: 1, shift: 0.0, results: 0 };
         Adjacency::of_each(
             points.len(),
             self.degree,
-            || (Pruner::new(points), Scratch::default(), Vec::new()),
-            |vertex, (pruner, scratch, list), chosen| {
+            || (Pruner::new(points), Scratch::default(), walked.scorer(points), Vec::new()),
+            |vertex, (pruner, scratch, scorer, vector), chosen| {
                 control.advance(2)?;
-                let norm = points.ask(vertex, &mut pruner.asker);
-                let reach = Reach { beam: self.beam, stop: f32::INFINITY, k: 1, shift: norm, results: 0 };
-                scratch.walk(&walked, &pruner.asker, entries, &reach, None);
-                lists.copy(vertex, list);
-                pruner.keys.clear();
-                pruner.keys.extend(scratch.beam.iter().map(|(score, neighbor)| key(score + norm, neighbor)));
-                pruner.keys.extend(scratch.path.iter().map(|(score, neighbor)| key(score + norm, *neighbor)));
-                pruner.keys.extend_from_slice(list);
-                pruner.extend_unless_known(points, vertex, graph.of(vertex));
+                walked.ask(points, vertex, scorer, vector);
+                scratch.walk(&view, scorer, entries, &reach, None);
+                lists.copy(vertex, &mut pruner.keys);
+                let met = scratch.beam.iter().chain(scratch.path.iter().copied()).map(|(_, neighbor)| neighbor);
+                pruner.extend_unless_known(points, vertex, met.chain(graph.of(vertex)));
                 pruner.keys.retain(|key| self::vertex(*key) != vertex);
                 pruner.prune(points, self.degree, chosen);
                 Ok(())

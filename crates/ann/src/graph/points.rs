@@ -106,6 +106,15 @@ impl Points {
         }
     }
 
+    /// The elements of a vertex; none if they are bits.
+    pub(super) fn decode(&self, vertex: u32, vector: &mut Vec<f32>) {
+        vector.clear();
+        if let Self::Scalar { layout, dim, .. } = self {
+            vector.resize(*dim, 0.0);
+            layout.decode(self.record(vertex), vector);
+        }
+    }
+
     /// The squared length of a vertex, or the number of its ones.
     pub(super) fn norm(&self, vertex: u32) -> f32 {
         let record = self.record(vertex);
