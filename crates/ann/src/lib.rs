@@ -9,6 +9,7 @@
 
 mod bitmap;
 mod build;
+pub mod graph;
 mod index;
 mod payload;
 

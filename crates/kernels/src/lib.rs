@@ -15,14 +15,19 @@
 //!
 //! This is the one crate of the workspace with `unsafe` code: vector instructions need it.
 
+mod beam;
+mod codes;
 mod dispatch;
 mod error;
+mod integer_gemm;
 mod isa;
 mod lanes;
 mod matrix;
+mod memory;
 mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod prefetch;
 mod query;
 mod reference;
 mod rows;
@@ -33,14 +38,21 @@ mod testing;
 mod tile;
 mod top_k;
 mod vectors;
+mod visited;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use beam::Beam;
+pub use codes::{BitQuery, CodeError, CodeLayout, CodeQuery};
 pub use error::DistanceError;
+pub use integer_gemm::Panels;
 pub use isa::{ISA_VARIABLE, Isa, isa, isa_from_env};
 pub use matrix::{distance_matrix, pair_distances};
+pub use memory::advise_large_pages;
 pub use metric::Metric;
+pub use prefetch::prefetch;
 pub use query::Query;
 pub use single::{binary_quantize, first_non_finite, norm, normalize_f16, normalize_f32};
 pub use top_k::{Neighbor, TopK};
 pub use vectors::{ElementType, Vectors};
+pub use visited::Visited;
