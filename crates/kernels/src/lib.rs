@@ -15,8 +15,12 @@
 //!
 //! This is the one crate of the workspace with `unsafe` code: vector instructions need it.
 
+mod codes;
+mod compiled;
 mod dispatch;
 mod error;
+mod fastscan;
+mod gemm;
 mod isa;
 mod lanes;
 mod matrix;
@@ -25,6 +29,7 @@ mod metric;
 mod neon;
 mod query;
 mod reference;
+mod rotation;
 mod rows;
 mod scan;
 mod single;
@@ -36,11 +41,17 @@ mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use codes::{ByteQuery, byte_products, pack_planes, plane_product, plane_stride};
 pub use error::DistanceError;
+pub use fastscan::{
+    BLOCK_ROWS, Lut, SCAN_DIM_MULTIPLE, ScanBound, Survivors, block_bytes, pack_block, scan_blocks, unpack_row,
+};
+pub use gemm::{PANEL, Panels};
 pub use isa::{ISA_VARIABLE, Isa, isa, isa_from_env};
 pub use matrix::{distance_matrix, pair_distances};
 pub use metric::Metric;
 pub use query::Query;
+pub use rotation::{ROTATED_MULTIPLE, Rotation};
 pub use single::{binary_quantize, first_non_finite, norm, normalize_f16, normalize_f32};
 pub use top_k::{Neighbor, TopK};
 pub use vectors::{ElementType, Vectors};
