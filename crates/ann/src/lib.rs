@@ -9,8 +9,12 @@
 
 mod bitmap;
 mod build;
+mod codes;
+mod head;
 mod index;
+pub mod ivf;
 mod payload;
+mod space;
 
 pub use bitmap::RowSet;
 pub use build::{BuildError, Control, InMemory, Rows};

@@ -76,7 +76,10 @@ impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Version { found, latest } => {
-                write!(f, "the index has format version {found}, this program reads up to {latest}: use a later program or REINDEX")
+                write!(
+                    f,
+                    "the index has format version {found}, this program reads up to {latest}: use a later program or REINDEX"
+                )
             }
             Self::Damaged(what) => write!(f, "the index is damaged: {what}; REINDEX makes it anew"),
         }

@@ -213,6 +213,21 @@ pub fn unpack_row(dim: usize, block: &[u8], row: usize, signs: &mut [u8]) -> (f3
     for (pair, byte) in codes.chunks_exact(32).zip(signs) {
         *byte = pair[row % 16] >> shift & 15 | (pair[16 + row % 16] >> shift & 15) << 4;
     }
+    factors_of(factors, row)
+}
+
+/// `(add, rescale)` of one row of a block.
+///
+/// # Panics
+/// If `block` is not [`block_bytes`] long, or `row` is not below 32.
+#[inline]
+pub fn unpack_factors(dim: usize, block: &[u8], row: usize) -> (f32, f32) {
+    assert!(block.len() == block_bytes(dim) && row < BLOCK_ROWS, "a row of a block");
+    factors_of(&block[4 * dim..], row)
+}
+
+#[inline]
+fn factors_of(factors: &[u8], row: usize) -> (f32, f32) {
     let factors = factors.as_chunks::<4>().0;
     (f32::from_le_bytes(factors[row]), f32::from_le_bytes(factors[BLOCK_ROWS + row]))
 }

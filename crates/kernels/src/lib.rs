@@ -27,6 +27,8 @@ mod matrix;
 mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod prefetch;
+mod quantize;
 mod query;
 mod reference;
 mod rotation;
@@ -44,12 +46,15 @@ mod x86;
 pub use codes::{ByteQuery, byte_products, pack_planes, plane_product, plane_stride};
 pub use error::DistanceError;
 pub use fastscan::{
-    BLOCK_ROWS, Lut, SCAN_DIM_MULTIPLE, ScanBound, Survivors, block_bytes, pack_block, scan_blocks, unpack_row,
+    BLOCK_ROWS, Lut, SCAN_DIM_MULTIPLE, ScanBound, Survivors, block_bytes, pack_block, scan_blocks, unpack_factors,
+    unpack_row,
 };
 pub use gemm::{PANEL, Panels};
 pub use isa::{ISA_VARIABLE, Isa, isa, isa_from_env};
 pub use matrix::{distance_matrix, pair_distances};
 pub use metric::Metric;
+pub use prefetch::prefetch;
+pub use quantize::{CodeSums, dot_f32, quantize};
 pub use query::Query;
 pub use rotation::{ROTATED_MULTIPLE, Rotation};
 pub use single::{binary_quantize, first_non_finite, norm, normalize_f16, normalize_f32};

@@ -86,7 +86,7 @@ pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound:
             sums = [_mm512_add_epi32(sums[0], part[0]), _mm512_add_epi32(sums[1], part[1])];
         }
         let (adds, rescales) = factors.split_at(4 * BLOCK_ROWS);
-        for half in 0..2 {
+        for (half, sums) in sums.into_iter().enumerate() {
             // SAFETY: `adds` and `rescales` hold 32 f32 each, of which the 16 of this half are read.
             let (add, rescale) = unsafe {
                 (
@@ -94,14 +94,14 @@ pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound:
                     _mm512_loadu_ps(rescales.as_ptr().add(64 * half).cast()),
                 )
             };
-            let product = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums[half]), base);
+            let product = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums), base);
             let low = _mm512_fmadd_ps(rescale, product, _mm512_add_ps(add, query_add));
             let kept = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(low, threshold) & (mask >> (16 * half)) as u16;
             if kept != 0 {
                 let first = (index as usize * BLOCK_ROWS + 16 * half) as i32;
                 let rows = _mm512_add_epi32(within, _mm512_set1_epi32(first));
                 // SAFETY: room for every row of every block and one register more was reserved above.
-                unsafe { append(kept, rows, sums[half], out) };
+                unsafe { append(kept, rows, sums, out) };
             }
         }
     }
