@@ -78,7 +78,8 @@ impl Space {
         let count = sample.count.max(1) as f64;
         let mean: Vec<f64> = sample.sum.iter().map(|sum| sum / count).collect();
         let mean_square: f64 = mean.iter().map(|value| value * value).sum();
-        let (origin, spread) = if metric == Metric::InnerProduct {
+        // Directions stay on their sphere, and inner products are not those of moved vectors.
+        let (origin, spread) = if metric != Metric::L2 {
             (vec![0.0; dim], sample.square / count)
         } else {
             (mean.iter().map(|value| *value as f32).collect(), sample.square / count - mean_square)

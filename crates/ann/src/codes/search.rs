@@ -2,7 +2,7 @@
 
 use kernels::{
     BLOCK_ROWS, ByteQuery, DistanceError, ElementType, Lut, Metric, Query, ScanBound, Survivors, TopK, Vectors,
-    block_bytes, byte_products, dot_f32, plane_product, scan_blocks, unpack_factors,
+    byte_products, dot_f32, plane_product, prefetch, scan_blocks,
 };
 
 use super::{Code, CodeLayout, FACTOR_BYTES, Spreads, factors};
@@ -28,17 +28,29 @@ pub(crate) struct Nearest {
     ceilings: TopK,
     hits: Vec<Hit>,
     survivors: Survivors,
-    products: Vec<f32>,
+    ceilings_of_list: Vec<f32>,
 }
 
 impl Nearest {
     pub(crate) fn new(k: usize) -> Nearest {
-        Nearest { k, ceilings: TopK::new(k), hits: vec![], survivors: Survivors::default(), products: vec![] }
+        Nearest { k, ceilings: TopK::new(k), hits: vec![], survivors: Survivors::default(), ceilings_of_list: vec![] }
     }
 
     /// A bound above it cannot be among the `k` nearest, with the certainty of the bounds.
     fn threshold(&self) -> f32 {
         self.ceilings.threshold() as f32
+    }
+
+    /// What coarse estimates of a list say about how far it is worth to look in it, while fewer than `k` rows are known.
+    fn own_threshold(&mut self, survivors: &Survivors) -> f32 {
+        if self.ceilings.len() >= self.k || survivors.len() <= self.k {
+            return f32::INFINITY;
+        }
+        let ceilings = &mut self.ceilings_of_list;
+        ceilings.clear();
+        let measured = survivors.estimates.iter().zip(&survivors.bounds);
+        ceilings.extend(measured.map(|(estimate, bound)| 2.0 * estimate - bound));
+        *ceilings.select_nth_unstable_by(self.k - 1, f32::total_cmp).1
     }
 
     fn push(&mut self, position: u64, estimate: f32, error: f32) {
@@ -208,23 +220,22 @@ impl QueryCodes {
     ) -> u64 {
         let reach = self.reach(scan);
         let table_error = self.lut.step * 0.289 * (self.layout.padded as f32 / 4.0).sqrt();
-        let errors = Errors {
-            coarse: CERTAINTY * (scan.spreads[0] * reach + table_error),
-            whole: CERTAINTY * (scan.spreads[1] * reach + self.whole_error(table_error)),
-        };
+        let error = CERTAINTY * (scan.spreads[0] * reach + table_error);
+        let whole_error = CERTAINTY * (scan.spreads[1] * reach + self.whole_error(table_error));
         let mut survivors = std::mem::take(&mut nearest.survivors);
         survivors.clear();
         let bound = ScanBound {
             step: self.lut.step,
-            base: self.lut.base + errors.coarse,
+            base: self.lut.base,
+            error,
             query_add: scan.query_add,
             threshold: nearest.threshold(),
         };
         scan_blocks(scan.coarse, scan.masks, &self.lut, &bound, &mut survivors);
         if self.layout.extra_bits() == 0 {
-            self.take_coarse(scan, &survivors, errors.coarse, nearest);
+            self.take_coarse(scan, &survivors, nearest);
         } else {
-            self.take_whole(scan, &survivors, &errors, extra, nearest);
+            self.take_whole(scan, &survivors, whole_error, extra, nearest);
         }
         nearest.survivors = survivors;
         let blocks = scan.masks.iter().filter(|mask| **mask != 0).count();
@@ -237,19 +248,10 @@ impl QueryCodes {
         levels / 2.0 * table_error + self.rounding_error(128.0 * self.bytes.step, middle)
     }
 
-    /// The sum of signed elements, `add` and `rescale` of a survivor.
-    fn coarse_of(&self, scan: &Scan<'_>, row: u32, sum: u32) -> (f32, f32, f32) {
-        let bytes = block_bytes(self.layout.padded);
-        let block = &scan.coarse[row as usize / BLOCK_ROWS * bytes..][..bytes];
-        let (add, rescale) = unpack_factors(self.layout.padded, block, row as usize % BLOCK_ROWS);
-        (self.lut.step.mul_add(sum as f32, self.lut.base), add, rescale)
-    }
-
-    fn take_coarse(&self, scan: &Scan<'_>, survivors: &Survivors, error: f32, nearest: &mut Nearest) {
-        for (row, sum) in survivors.rows.iter().zip(&survivors.sums) {
-            let (product, add, rescale) = self.coarse_of(scan, *row, *sum);
-            let estimate = (add + scan.query_add) + rescale * product;
-            nearest.push(scan.first + u64::from(*row), estimate, (rescale * error).abs());
+    fn take_coarse(&self, scan: &Scan<'_>, survivors: &Survivors, nearest: &mut Nearest) {
+        let measured = survivors.estimates.iter().zip(&survivors.bounds);
+        for (row, (estimate, bound)) in survivors.rows.iter().zip(measured) {
+            nearest.push(scan.first + u64::from(*row), *estimate, estimate - bound);
         }
     }
 
@@ -258,49 +260,39 @@ impl QueryCodes {
         &self,
         scan: &Scan<'_>,
         survivors: &Survivors,
-        errors: &Errors,
+        error: f32,
         extra: &mut dyn FnMut(usize) -> Option<&'b [u8]>,
         nearest: &mut Nearest,
     ) {
-        let mut pending = std::mem::take(&mut nearest.products);
-        pending.clear();
-        // While fewer than k rows are known, the coarse estimates of this list say how far it is worth to look.
-        let unknown = nearest.ceilings.len() < nearest.k;
-        let mut ceilings = TopK::new(if unknown { nearest.k } else { 0 });
-        for (row, sum) in survivors.rows.iter().zip(&survivors.sums) {
-            let (product, add, rescale) = self.coarse_of(scan, *row, *sum);
-            let estimate = (add + scan.query_add) + rescale * product;
-            pending.push(estimate);
-            ceilings.push(f64::from(estimate + (rescale * errors.coarse).abs()), u64::from(*row));
-        }
-        let own = if unknown { ceilings.threshold() as f32 } else { f32::INFINITY };
-        let levels = (1_u32 << self.layout.extra_bits()) as f32;
+        let own = nearest.own_threshold(survivors);
+        let (bits, levels) = (self.layout.extra_bits(), (1_u32 << self.layout.extra_bits()) as f32);
         let centre = (levels - 1.0) / 2.0 * self.bytes.high_sum as f32;
-        for ((row, sum), estimate) in survivors.rows.iter().zip(&survivors.sums).zip(&pending) {
-            let (product, _, rescale) = self.coarse_of(scan, *row, *sum);
-            let error = (rescale * errors.coarse).abs();
-            if estimate - error > own.min(nearest.threshold()) {
+        let near = |at: usize, threshold: f32| survivors.bounds[at] <= threshold;
+        // The extra rows lie anywhere in memory: all are asked for before the first is read.
+        let mut pending: Vec<(usize, Option<&[u8]>)> = vec![];
+        let threshold = own.min(nearest.threshold());
+        for at in (0..survivors.len()).filter(|at| near(*at, threshold)) {
+            let bytes = extra(survivors.rows[at] as usize);
+            bytes.into_iter().for_each(prefetch);
+            pending.push((at, bytes));
+        }
+        for (at, bytes) in pending {
+            if !near(at, nearest.threshold()) {
                 continue;
             }
-            let position = scan.first + u64::from(*row);
-            let Some(bytes) = extra(*row as usize) else {
-                nearest.push(position, *estimate, error);
+            let position = scan.first + u64::from(survivors.rows[at]);
+            let Some(bytes) = bytes else {
+                nearest.push(position, survivors.estimates[at], survivors.estimates[at] - survivors.bounds[at]);
                 continue;
             };
             let (add, rescale) = factors(bytes);
-            let whole = plane_product(&bytes[FACTOR_BYTES..], self.layout.extra_bits(), &self.bytes) as f32;
-            let product = levels / 2.0 * product + self.bytes.step * 128.0 * (whole - centre);
+            let whole = plane_product(&bytes[FACTOR_BYTES..], bits, &self.bytes) as f32;
+            let signs = self.lut.step.mul_add(survivors.sums[at] as f32, self.lut.base);
+            let product = levels / 2.0 * signs + self.bytes.step * 128.0 * (whole - centre);
             let estimate = (add + scan.query_add) + rescale * product;
-            nearest.push(position, estimate, (rescale * errors.whole).abs());
+            nearest.push(position, estimate, (rescale * error).abs());
         }
-        nearest.products = pending;
     }
-}
-
-/// What estimates may be off by, in units of a product, with the certainty of the bounds.
-struct Errors {
-    coarse: f32,
-    whole: f32,
 }
 
 /// The rows whose bits are set.

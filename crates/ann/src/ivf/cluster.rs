@@ -14,7 +14,7 @@ use crate::build::{BuildError, Control};
 const ROUNDS: usize = 8;
 
 /// Rounds over all clusters at the end.
-const ROUNDS_OVER_ALL: usize = 4;
+const ROUNDS_OVER_ALL: usize = 8;
 
 /// Clusters up to which rounds go over all of them: beyond, what the two levels found is kept.
 const OVER_ALL_MAX: usize = 4_096;
@@ -35,11 +35,22 @@ pub(crate) struct Clusters {
     pub(crate) upper_ends: Vec<u32>,
 }
 
+/// Where the rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Anywhere: a centroid is the mean of its rows.
+    Plain,
+    /// On a sphere: a centroid is the direction of its rows. A mean is nearer to the centre the wider its cluster is, and so nearer to
+    /// every query: fewer of the rows in the lists read are neighbors.
+    Sphere,
+}
+
 /// Divides `rows` (row-major, `dim` elements each, at least one row) into `count` clusters, or as many as there are rows.
 pub(crate) fn cluster(
     rows: &[f32],
     dim: usize,
     count: usize,
+    shape: Shape,
     seed: u64,
     control: &Control,
 ) -> Result<Clusters, BuildError> {
@@ -47,7 +58,7 @@ pub(crate) fn cluster(
     let count = count.clamp(1, row_count.max(1));
     let upper_count = (count as f64).sqrt().round().max(1.0) as usize;
     let all: Vec<u32> = (0..row_count as u32).collect();
-    let upper = Level { rows, dim }.means(&all, upper_count, seed, ROUNDS, control)?;
+    let upper = Level { rows, dim, shape }.means(&all, upper_count, seed, ROUNDS, control)?;
     let members = members_of(&upper.assigned, upper.count(dim));
     let shares = shares(&members, count);
     let parts = members
@@ -56,7 +67,7 @@ pub(crate) fn cluster(
         .enumerate()
         .map(|(index, (members, share))| {
             let seed = seed.wrapping_add(index as u64 + 1);
-            Level { rows, dim }.means(members, share, seed, ROUNDS, control)
+            Level { rows, dim, shape }.means(members, share, seed, ROUNDS, control)
         })
         .collect::<Result<Vec<_>, _>>()?;
     let mut ends: Vec<u32> = vec![];
@@ -66,14 +77,14 @@ pub(crate) fn cluster(
         ends.push((lists.len() / dim) as u32);
     }
     if ends.len() > 1 && lists.len() / dim <= OVER_ALL_MAX {
-        let level = Level { rows, dim };
+        let level = Level { rows, dim, shape };
         lists = level.refine(&all, lists, seed, ROUNDS_OVER_ALL, control)?.centroids;
     }
-    Ok(under(lists, dim, upper.centroids, ends))
+    Ok(under(lists, dim, shape, upper.centroids, ends))
 }
 
 /// Orders lists by the upper centroid that is nearest now, and moves those to the means of what is below them.
-fn under(lists: Vec<f32>, dim: usize, upper: Vec<f32>, ends: Vec<u32>) -> Clusters {
+fn under(lists: Vec<f32>, dim: usize, shape: Shape, upper: Vec<f32>, ends: Vec<u32>) -> Clusters {
     let panels = Panels::new(dim, &upper);
     let mut nearest = vec![(0, 0.0); lists.len() / dim];
     panels.nearest(&half_squares(&upper, dim), &lists, &mut nearest);
@@ -81,7 +92,7 @@ fn under(lists: Vec<f32>, dim: usize, upper: Vec<f32>, ends: Vec<u32>) -> Cluste
     let members = members_of(&assigned, ends.len());
     let mut clusters = Clusters { lists: vec![], upper: vec![], upper_ends: vec![] };
     for members in members.iter().filter(|members| !members.is_empty()) {
-        clusters.upper.extend(mean(&lists, dim, members));
+        clusters.upper.extend(shape.centre(&lists, dim, members));
         for list in members {
             clusters.lists.extend_from_slice(&lists[*list as usize * dim..][..dim]);
         }
@@ -108,6 +119,7 @@ fn shares(members: &[Vec<u32>], count: usize) -> Vec<usize> {
 struct Level<'a> {
     rows: &'a [f32],
     dim: usize,
+    shape: Shape,
 }
 
 struct Means {
@@ -170,7 +182,7 @@ impl Level<'_> {
                         return old.to_vec();
                     }
                     let rows: Vec<u32> = cluster.iter().map(|index| members[*index as usize]).collect();
-                    mean(self.rows, self.dim, &rows)
+                    self.shape.centre(self.rows, self.dim, &rows)
                 })
                 .collect();
             if round + 1 < rounds {
@@ -229,6 +241,18 @@ pub(crate) fn members_of(assigned: &[u32], count: usize) -> Vec<Vec<u32>> {
         members[*cluster as usize].push(index);
     }
     members
+}
+
+impl Shape {
+    /// The centroid of the members.
+    fn centre(self, rows: &[f32], dim: usize, members: &[u32]) -> Vec<f32> {
+        let mut centre = mean(rows, dim, members);
+        let length = dot_f32(&centre, &centre).sqrt();
+        if self == Shape::Sphere && length > 0.0 {
+            centre.iter_mut().for_each(|value| *value /= length);
+        }
+        centre
+    }
 }
 
 fn mean(rows: &[f32], dim: usize, members: &[u32]) -> Vec<f32> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::{BLOCK_ROWS, ByteQuery, ElementType, Metric, Vectors};
+use kernels::{BLOCK_ROWS, ByteQuery, ElementType, Metric, Vectors, prefetch};
 
 use super::format::{CENTROIDS, COARSE, EXTRA, Ivf, ROWS, element_of};
 use super::routing::{Ground, Route};
@@ -18,6 +18,9 @@ const LISTS_ALONE: usize = 2;
 
 /// Ranges that are wanted and lie closer than this become one.
 const GAP_BYTES: usize = 4_096;
+
+/// Bytes of the next list that are asked for while a list is read.
+const BYTES_AHEAD: usize = 3_072;
 
 impl Index for Ivf {
     fn metric(&self) -> Metric {
@@ -312,6 +315,11 @@ impl Ivf {
             query_add: *ranked,
             spreads: self.spreads[*list],
         };
+        if let Some(next) = walk.plan.get(index + 1) {
+            let start = self.coarse_starts[next.list];
+            let end = (start + BYTES_AHEAD).min(self.coarse_starts[next.list + 1]);
+            sections.get(COARSE, start..end).into_iter().for_each(prefetch);
+        }
         let row_bytes = self.layout.extra_row_bytes();
         let start = self.row_starts[*list] * row_bytes;
         let whole = sections.get(EXTRA, start..start + scan.rows * row_bytes);

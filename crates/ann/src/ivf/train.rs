@@ -7,7 +7,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use super::cluster::{cluster, cluster_bits};
+use super::cluster::{Shape, cluster, cluster_bits};
 use super::routing::Routing;
 use super::{IvfOptions, LISTS_MAX};
 use crate::build::{BuildError, Control, Rows};
@@ -66,7 +66,8 @@ pub fn train(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Co
     if sample.is_empty() {
         sample.resize(space.padded(), 0.0);
     }
-    let clusters = cluster(&sample, space.padded(), lists, control.seed, control)?;
+    let shape = if metric == Metric::Cosine { Shape::Sphere } else { Shape::Plain };
+    let clusters = cluster(&sample, space.padded(), lists, shape, control.seed, control)?;
     Ok(Routing::projected(space, &clusters.lists, &clusters.upper, clusters.upper_ends))
 }
 

@@ -68,10 +68,14 @@ fn add_sums_avx2(codes: &[u8], entries: &[u8], sums: &mut [u32; BLOCK_ROWS]) {
 #[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
 pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound: &ScanBound, out: &mut Survivors) {
     let bytes = block_bytes(lut.dim());
-    // Both lists have room for every row, and for the whole register that the last ones are stored from.
-    out.rows.reserve((masks.len() + 1) * BLOCK_ROWS);
-    out.sums.reserve((masks.len() + 1) * BLOCK_ROWS);
+    // All lists have room for every row, and for the whole register that the last ones are stored from.
+    let room = (masks.len() + 1) * BLOCK_ROWS;
+    out.rows.reserve(room);
+    out.sums.reserve(room);
+    out.bounds.reserve(room);
+    out.estimates.reserve(room);
     let (step, base) = (_mm512_set1_ps(bound.step), _mm512_set1_ps(bound.base));
+    let error = _mm512_set1_ps(bound.error);
     let (query_add, threshold) = (_mm512_set1_ps(bound.query_add), _mm512_set1_ps(bound.threshold));
     let within = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (index, (block, mask)) in (0_u32..).zip(blocks.chunks_exact(bytes.max(1)).zip(masks)) {
@@ -95,13 +99,15 @@ pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound:
                 )
             };
             let product = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums), base);
-            let low = _mm512_fmadd_ps(rescale, product, _mm512_add_ps(add, query_add));
+            let add = _mm512_add_ps(add, query_add);
+            let low = _mm512_fmadd_ps(rescale, _mm512_add_ps(product, error), add);
             let kept = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(low, threshold) & (mask >> (16 * half)) as u16;
             if kept != 0 {
                 let first = (index as usize * BLOCK_ROWS + 16 * half) as i32;
                 let rows = _mm512_add_epi32(within, _mm512_set1_epi32(first));
+                let estimate = _mm512_fmadd_ps(rescale, product, add);
                 // SAFETY: room for every row of every block and one register more was reserved above.
-                unsafe { append(kept, rows, sums, out) };
+                unsafe { append(kept, rows, sums, [low, estimate], out) };
             }
         }
     }
@@ -111,19 +117,35 @@ pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound:
 /// compressing store.
 ///
 /// # Safety
-/// Both lists have room for sixteen more.
+/// The lists have one length, and room for sixteen more.
 #[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
 #[inline]
-unsafe fn append(kept: u16, rows: __m512i, sums: __m512i, out: &mut Survivors) {
+unsafe fn append(kept: u16, rows: __m512i, sums: __m512i, [low, estimate]: [__m512; 2], out: &mut Survivors) {
     let len = out.rows.len();
-    // SAFETY: the caller vouches for the room behind the end of both lists, which have one length; the lanes up to the new
-    // end are written before it is set.
+    let end = len + kept.count_ones() as usize;
+    // SAFETY: the caller vouches for the room behind the end of the lists, which have one length; the lanes up to the new end are
+    // written before it is set.
     unsafe {
         _mm512_storeu_si512(out.rows.as_mut_ptr().add(len).cast(), _mm512_maskz_compress_epi32(kept, rows));
         _mm512_storeu_si512(out.sums.as_mut_ptr().add(len).cast(), _mm512_maskz_compress_epi32(kept, sums));
-        out.rows.set_len(len + kept.count_ones() as usize);
-        out.sums.set_len(len + kept.count_ones() as usize);
+        _mm512_storeu_ps(out.bounds.as_mut_ptr().add(len), _mm512_maskz_compress_ps(kept, low));
+        _mm512_storeu_ps(out.estimates.as_mut_ptr().add(len), _mm512_maskz_compress_ps(kept, estimate));
+        out.rows.set_len(end);
+        out.sums.set_len(end);
+        out.bounds.set_len(end);
+        out.estimates.set_len(end);
     }
+}
+
+/// Bytes between the codes that are read and those that are asked for: lists are short, and the processor's own prefetching
+/// begins anew at each page.
+const AHEAD: usize = 3_072;
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
+#[inline]
+fn prefetch_ahead(codes: *const u8) {
+    // SAFETY: a prefetch reads nothing and never faults, wherever the pointer points.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast()) };
 }
 
 /// The sums of at most [`DIMS_PER_SUM`] dimensions: rows 0 to 15, rows 16 to 31.
@@ -134,6 +156,7 @@ fn sums_avx512(codes: &[u8], entries: &[u8]) -> [__m512i; 2] {
     // As in `add_sums_avx2`.
     let mut parts = [_mm512_setzero_si512(); 4];
     for (codes, entries) in codes.as_chunks::<64>().0.iter().zip(entries.as_chunks::<64>().0) {
+        prefetch_ahead(codes.as_ptr());
         // SAFETY: both are arrays of 64 bytes.
         let (codes, table) =
             unsafe { (_mm512_loadu_si512(codes.as_ptr().cast()), _mm512_loadu_si512(entries.as_ptr().cast())) };
