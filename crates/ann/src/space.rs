@@ -78,8 +78,7 @@ impl Space {
         let count = sample.count.max(1) as f64;
         let mean: Vec<f64> = sample.sum.iter().map(|sum| sum / count).collect();
         let mean_square: f64 = mean.iter().map(|value| value * value).sum();
-        // Directions stay on their sphere, and inner products are not those of moved vectors.
-        let (origin, spread) = if metric != Metric::L2 {
+        let (origin, spread) = if metric == Metric::InnerProduct {
             (vec![0.0; dim], sample.square / count)
         } else {
             (mean.iter().map(|value| *value as f32).collect(), sample.square / count - mean_square)
@@ -88,6 +87,14 @@ impl Space {
         let scale = if scale.is_normal() { scale } else { 1.0 };
         let rotation = Rotation::new(padded, &signs)?;
         Some(Space { metric, element, dim, scale, origin, signs, rotation })
+    }
+
+    /// Where a vector of zeros would be.
+    pub(crate) fn projected_zero(&self) -> Vec<f32> {
+        let mut zero: Vec<f32> = self.origin.iter().map(|value| -value * self.scale).collect();
+        zero.resize(self.padded(), 0.0);
+        self.rotation.apply(&mut zero);
+        zero
     }
 
     pub(crate) fn geometry(&self) -> Geometry {

@@ -169,6 +169,14 @@ impl CodeLayout {
         }
     }
 
+    /// Makes a record that no search finds.
+    pub(crate) fn exclude(&self, record: &mut [u8]) {
+        record.fill(0);
+        if let Some(add) = record.get_mut(..4) {
+            add.copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+    }
+
     /// Appends the parts of a list from the records of its rows.
     pub(crate) fn append_list<'a>(
         &self,

@@ -3,24 +3,24 @@
 //! The pass runs over chunks in parallel; what it makes of a row depends on the row and the routing alone, and the lists hold their rows
 //! in order, so the bytes do not depend on the number of threads.
 
-use std::sync::Mutex;
-
-use kernels::{Metric, Panels, Query, TopK, Vectors};
+use kernels::{Metric, Panels, Query, Vectors};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
 use super::IvfOptions;
-use super::calibration::{Sample, SampleQuery, TRUTH, calibrate};
-use super::cluster::{assign_bits, half_squares, members_of, spread_sample};
+use super::calibration::calibrate;
+use super::cluster::{assign_bits, members_of};
 use super::format::{Ivf, element_of, layout_of};
 use super::routing::{Ground, Routing};
 use super::train::train;
 use crate::build::{BuildError, Control, Rows};
 use crate::codes::{Code, CodeLayout, Encoder, Spreads};
 use crate::payload::{Payload, Resident, Section, Tier};
-use crate::space::{Geometry, Space, Standing};
+use crate::sample::{half_squares, spread_sample};
+use crate::space::{Space, Standing};
+use crate::truth::{Sample, SampleQuery, Truth};
 
 /// Rows that are read, assigned and encoded at a time.
 const CHUNK: usize = 1_024;
@@ -82,7 +82,7 @@ pub fn build_with(
         routing,
         layout: layout_of(&routing.head, options.code),
         assigner,
-        truth: Truth::new(routing, &samples),
+        truth: truth(routing, &samples),
     };
     let chunks = (0..rows.len().div_ceil(CHUNK))
         .into_par_iter()
@@ -191,7 +191,7 @@ struct Pass<'a> {
     routing: &'a Routing,
     layout: CodeLayout,
     assigner: Assigner,
-    truth: Truth,
+    truth: Option<Truth>,
 }
 
 /// What the pass made of a chunk of rows: for each stored one its row, list and record.
@@ -221,7 +221,9 @@ impl Pass<'_> {
         let padded = space.padded();
         self.assigner.assign(&self.routing.head, &projected, padded, &mut assigned);
         let stored = |index: usize| standings[index] == Standing::Projected && self.rows.has(first + index);
-        self.truth.offer(space.geometry(), &projected, first, samples, &stored);
+        if let Some(truth) = &self.truth {
+            truth.offer(&projected, first, samples, &stored);
+        }
         let (mut encoder, mut record) = (Encoder::default(), vec![0; self.layout.record_bytes()]);
         for (index, vector) in projected.chunks_exact(padded).enumerate() {
             let row = (first + index) as u32;
@@ -295,55 +297,11 @@ fn raw_record(vectors: Vectors<'_>, dim: usize, index: usize, record: &mut [u8])
     }
 }
 
-impl Sample {
-    /// Keeps the nearest of some rows.
-    fn offer(&self, rows: impl Iterator<Item = (f64, u32)>) {
-        let mut truth = self.truth.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (distance, row) in rows.filter(|(_, row)| Some(*row) != self.own) {
-            truth.push(distance, u64::from(row));
-        }
-    }
-}
-
-/// The true neighbors of the samples, gathered as the rows go by.
-struct Truth {
-    panels: Panels,
-}
-
-impl Truth {
-    fn new(routing: &Routing, samples: &[Sample]) -> Truth {
-        let Ground::Projected(space) = &routing.head.ground else { return Truth { panels: Panels::new(1, &[]) } };
-        let (mut all, mut projected, mut standings) = (vec![], vec![], vec![]);
-        for sample in samples {
-            space.project(sample.query.vectors(), &mut projected, &mut standings);
-            all.extend_from_slice(&projected);
-        }
-        Truth { panels: Panels::new(space.padded(), &all) }
-    }
-
-    fn offer(
-        &self,
-        geometry: Geometry,
-        projected: &[f32],
-        first: usize,
-        samples: &[Sample],
-        stored: &dyn Fn(usize) -> bool,
-    ) {
-        if samples.is_empty() {
-            return;
-        }
-        let stride = self.panels.stride();
-        let squares = half_squares(projected, self.panels.dim());
-        let mut products = vec![0.0; squares.len() * stride];
-        self.panels.products(projected, &mut products);
-        for (column, sample) in samples.iter().enumerate() {
-            let ranked = products.chunks_exact(stride).zip(&squares).enumerate();
-            let ranked = ranked.filter(|(index, _)| stored(*index)).map(|(index, (products, half_square))| {
-                let add = if geometry == Geometry::Euclidean { *half_square } else { 0.0 };
-                (f64::from(add - products[column]), (first + index) as u32)
-            });
-            sample.offer(ranked);
-        }
+/// The true neighbors of projected samples.
+fn truth(routing: &Routing, samples: &[Sample]) -> Option<Truth> {
+    match &routing.head.ground {
+        Ground::Projected(space) => Some(Truth::new(space, samples)),
+        Ground::Bits { .. } => None,
     }
 }
 
@@ -364,22 +322,18 @@ fn samples(
                 let Some((vector, moved)) = sample_and_moved(space, routing, assigner, vectors, &mut random) else {
                     return;
                 };
-                samples.push(sample(SampleQuery::Floats(vector), Some(row as u32)));
-                samples.push(sample(SampleQuery::Floats(moved), None));
+                samples.push(Sample::new(SampleQuery::Floats(vector), Some(row as u32)));
+                samples.push(Sample::new(SampleQuery::Floats(moved), None));
             }
             Ground::Bits { .. } => {
                 let Vectors::Bits(bytes) = vectors else { return };
                 let moved = bytes.iter().map(|byte| byte ^ (1_u8 << random.random_range(0..8)));
-                samples.push(sample(SampleQuery::Bits(moved.collect()), None));
-                samples.push(sample(SampleQuery::Bits(bytes.to_vec()), Some(row as u32)));
+                samples.push(Sample::new(SampleQuery::Bits(moved.collect()), None));
+                samples.push(Sample::new(SampleQuery::Bits(bytes.to_vec()), Some(row as u32)));
             }
         })?;
     }
     Ok(samples)
-}
-
-fn sample(query: SampleQuery, own: Option<u32>) -> Sample {
-    Sample { query, own, truth: Mutex::new(TopK::new(TRUTH)) }
 }
 
 /// A vector as f32, and moved; `None` if it is not projected.

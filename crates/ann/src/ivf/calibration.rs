@@ -3,15 +3,13 @@
 //! Rows of the segment are the queries, half of them moved by about the length of their residual, so that queries that are no rows are
 //! among them. A row does not count as its own neighbor. Recall is that of the candidates, since they are compared exactly.
 
-use std::sync::Mutex;
-
-use kernels::{TopK, Vectors};
 use rayon::prelude::*;
 
 use super::format::Ivf;
 use crate::build::{BuildError, Control};
 use crate::index::{Effort, Index, Request, Step};
 use crate::payload::Resident;
+use crate::truth::Sample;
 
 /// The numbers of neighbors that are measured.
 pub(crate) const MEASURED_K: [usize; 3] = [1, 10, 100];
@@ -86,36 +84,6 @@ impl Point {
     }
 }
 
-/// A query of the calibration: itself, the row that it is or comes from, and its true neighbors.
-#[derive(Debug)]
-pub(crate) struct Sample {
-    pub(crate) query: SampleQuery,
-    /// The row that does not count.
-    pub(crate) own: Option<u32>,
-    pub(crate) truth: Mutex<TopK>,
-}
-
-/// A query in the form that the index is searched in.
-#[derive(Debug)]
-pub(crate) enum SampleQuery {
-    /// Floats, not projected.
-    Floats(Vec<f32>),
-    /// Bits.
-    Bits(Vec<u8>),
-}
-
-/// Neighbors that are kept for each sample.
-pub(crate) const TRUTH: usize = 100;
-
-impl SampleQuery {
-    pub(crate) fn vectors(&self) -> Vectors<'_> {
-        match self {
-            SampleQuery::Floats(values) => Vectors::F32(values),
-            SampleQuery::Bits(bytes) => Vectors::Bits(bytes),
-        }
-    }
-}
-
 /// Measures efforts over the samples and keeps those that are worth it.
 pub(crate) fn calibrate(
     ivf: &Ivf,
@@ -123,7 +91,7 @@ pub(crate) fn calibrate(
     samples: &[Sample],
     control: &Control,
 ) -> Result<Calibration, BuildError> {
-    let truths: Vec<Vec<u32>> = samples.iter().map(truth_of).collect();
+    let truths: Vec<Vec<u32>> = samples.iter().map(Sample::neighbors).collect();
     let mut points = vec![];
     let mut at_95 = vec![];
     for k in MEASURED_K {
@@ -149,7 +117,7 @@ pub(crate) fn calibrate(
 fn growth(at_95: &[(f32, f32)]) -> f32 {
     match at_95 {
         [.., (k, probes), (later_k, later_probes)] => {
-            ((later_probes / probes).ln() / (later_k / k).ln()).clamp(0.25, 0.7)
+            ((later_probes / probes).ln() / (later_k / k).ln()).clamp(0.25, 1.0)
         }
         _ => GROWTH,
     }
@@ -159,11 +127,6 @@ fn growth(at_95: &[(f32, f32)]) -> f32 {
 fn ladder(lists: usize) -> impl Iterator<Item = usize> {
     let steps = (0..).flat_map(|power| [2_usize << power, 3 << power]);
     std::iter::once(1).chain(steps).take_while(move |step| *step < lists).chain(std::iter::once(lists))
-}
-
-fn truth_of(sample: &Sample) -> Vec<u32> {
-    let truth = sample.truth.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    truth.clone().into_sorted().into_iter().map(|neighbor| neighbor.row as u32).collect()
 }
 
 /// Recall of one number of probes, with several numbers of candidates.

@@ -9,6 +9,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
 use crate::build::{BuildError, Control};
+use crate::sample::{half_squares, spread_sample};
 
 /// Rounds of Lloyd's algorithm at a level.
 const ROUNDS: usize = 8;
@@ -36,13 +37,13 @@ pub(crate) struct Clusters {
 }
 
 /// Where the rows lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shape<'a> {
     /// Anywhere: a centroid is the mean of its rows.
     Plain,
-    /// On a sphere: a centroid is the direction of its rows. A mean is nearer to the centre the wider its cluster is, and so nearer to
-    /// every query: fewer of the rows in the lists read are neighbors.
-    Sphere,
+    /// On the sphere of radius 1 around a point: a centroid is moved onto it. A mean is nearer to that point the wider its cluster is,
+    /// and so nearer to every query: fewer of the rows in the lists read are neighbors.
+    Sphere(&'a [f32]),
 }
 
 /// Divides `rows` (row-major, `dim` elements each, at least one row) into `count` clusters, or as many as there are rows.
@@ -50,7 +51,7 @@ pub(crate) fn cluster(
     rows: &[f32],
     dim: usize,
     count: usize,
-    shape: Shape,
+    shape: Shape<'_>,
     seed: u64,
     control: &Control,
 ) -> Result<Clusters, BuildError> {
@@ -84,7 +85,7 @@ pub(crate) fn cluster(
 }
 
 /// Orders lists by the upper centroid that is nearest now, and moves those to the means of what is below them.
-fn under(lists: Vec<f32>, dim: usize, shape: Shape, upper: Vec<f32>, ends: Vec<u32>) -> Clusters {
+fn under(lists: Vec<f32>, dim: usize, shape: Shape<'_>, upper: Vec<f32>, ends: Vec<u32>) -> Clusters {
     let panels = Panels::new(dim, &upper);
     let mut nearest = vec![(0, 0.0); lists.len() / dim];
     panels.nearest(&half_squares(&upper, dim), &lists, &mut nearest);
@@ -119,7 +120,7 @@ fn shares(members: &[Vec<u32>], count: usize) -> Vec<usize> {
 struct Level<'a> {
     rows: &'a [f32],
     dim: usize,
-    shape: Shape,
+    shape: Shape<'a>,
 }
 
 struct Means {
@@ -222,18 +223,6 @@ impl Level<'_> {
     }
 }
 
-/// `count` numbers below `end`, or all of them if there are fewer: ascending, one at a random place of each equal part.
-pub(crate) fn spread_sample(end: usize, count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
-    let count = count.min(end);
-    let part = |index: usize| (end as u128 * index as u128 / count as u128) as usize;
-    (0..count).map(|index| random.random_range(part(index)..part(index + 1))).collect()
-}
-
-/// Half of the squared length of each vector: the bias that makes the largest product the smallest distance.
-pub(crate) fn half_squares(vectors: &[f32], dim: usize) -> Vec<f32> {
-    vectors.chunks_exact(dim).map(|vector| dot_f32(vector, vector) / 2.0).collect()
-}
-
 /// The members of each of `count` clusters, ascending.
 pub(crate) fn members_of(assigned: &[u32], count: usize) -> Vec<Vec<u32>> {
     let mut members = vec![vec![]; count];
@@ -243,13 +232,15 @@ pub(crate) fn members_of(assigned: &[u32], count: usize) -> Vec<Vec<u32>> {
     members
 }
 
-impl Shape {
+impl Shape<'_> {
     /// The centroid of the members.
     fn centre(self, rows: &[f32], dim: usize, members: &[u32]) -> Vec<f32> {
         let mut centre = mean(rows, dim, members);
-        let length = dot_f32(&centre, &centre).sqrt();
-        if self == Shape::Sphere && length > 0.0 {
-            centre.iter_mut().for_each(|value| *value /= length);
+        if let Shape::Sphere(middle) = self {
+            centre.iter_mut().zip(middle).for_each(|(value, middle)| *value -= middle);
+            let length = dot_f32(&centre, &centre).sqrt();
+            let scale = if length > 0.0 { 1.0 / length } else { 1.0 };
+            centre.iter_mut().zip(middle).for_each(|(value, middle)| *value = *value * scale + middle);
         }
         centre
     }

@@ -175,10 +175,6 @@ impl RoutingHead {
         }
     }
 
-    pub(crate) fn square(&self, index: usize) -> f32 {
-        self.squares.get(index).copied().unwrap_or(0.0)
-    }
-
     /// The nearest lists to a projected query: at least `want` of them compared, or all.
     pub(crate) fn route(&self, codes: &[u8], query: &ByteQuery, query_square: f32, want: usize) -> Route {
         let wanted = want.saturating_mul(COMPARED_PER_PROBE);

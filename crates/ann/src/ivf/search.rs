@@ -10,14 +10,11 @@ use crate::bitmap::RowSet;
 use crate::codes::{Code, Hit, Nearest, QueryCodes, Scan};
 use crate::head::damaged;
 use crate::index::{Candidate, Effort, Found, Index, Request, Step, Work};
-use crate::payload::{FormatError, Sections};
+use crate::payload::{FormatError, Sections, Wants};
 use crate::space::Standing;
 
 /// Lists that a query of a batch reads by itself, so that it knows how near is near before lists are shared.
 const LISTS_ALONE: usize = 2;
-
-/// Ranges that are wanted and lie closer than this become one.
-const GAP_BYTES: usize = 4_096;
 
 /// Bytes of the next list that are asked for while a list is read.
 const BYTES_AHEAD: usize = 3_072;
@@ -117,7 +114,7 @@ struct Walk<'a> {
     matching: Option<RowSet<'a>>,
     plan: Vec<Planned>,
     masks: Vec<u32>,
-    wants: Vec<(usize, Range<usize>)>,
+    wants: Wants,
     work: Work,
 }
 
@@ -128,6 +125,23 @@ struct Planned {
     ranked: f32,
     /// Its masks among those of the walk.
     masks: Range<usize>,
+}
+
+/// The lists of a route so far, those without a matching row included.
+#[derive(Default)]
+struct Passed {
+    lists: usize,
+    rows: usize,
+    matching: usize,
+}
+
+impl Passed {
+    /// Whether they are enough. Where one row in `s` matches, the `k` nearest of those are about the `k · s` nearest of all, and lists
+    /// grow with `k` as measured. The rows passed say what `s` is near the query, which may be far from what it is on the whole.
+    fn suffice(&self, probes: usize, k: usize, growth: f32) -> bool {
+        let rows_per_match = self.rows as f64 / self.matching.max(1) as f64;
+        self.matching >= k && self.lists as f64 >= probes as f64 * rows_per_match.powf(f64::from(growth))
+    }
 }
 
 /// A query as it is routed.
@@ -202,10 +216,10 @@ impl Ivf {
         sections: &dyn Sections,
     ) -> Result<Begun<'a>, FormatError> {
         let Some(centroids) = sections.whole(CENTROIDS) else {
-            return Ok(wanting(vec![(CENTROIDS, 0..sections.len(CENTROIDS))]));
+            return Ok(Begun::Step(Step::Wants(vec![(CENTROIDS, 0..sections.len(CENTROIDS))])));
         };
         let (probes, rerank) = self.probes_and_rerank(request.effort, request.k);
-        let target = self.rows_to_see(probes, request);
+        let most = request.matching.map_or(usize::MAX, RowSet::len).min(self.stored());
         let mut walk = Box::new(Walk {
             codes,
             nearest: Nearest::new(request.k),
@@ -213,13 +227,14 @@ impl Ivf {
             matching: request.matching,
             plan: vec![],
             masks: vec![],
-            wants: vec![],
+            wants: Wants::default(),
             work: Work { bytes: centroids.len() as u64, ..Work::default() },
         });
         let mut route = self.route(centroids, routed, Some(probes))?;
         let mut planned = vec![false; self.lists()];
-        let (mut place, mut seen) = (0, 0);
-        while walk.plan.len() < probes || seen < target {
+        let mut place = 0;
+        let mut passed = Passed::default();
+        while passed.matching < most && !passed.suffice(probes, request.k, self.calibration.growth) {
             let Some((ranked, list)) = route.at(place) else {
                 if route.is_complete() {
                     break;
@@ -236,21 +251,15 @@ impl Ivf {
             if walk.wants.len() > probes {
                 break;
             }
-            seen += self.add_to_plan(&mut walk, list, ranked, sections)?;
+            passed.lists += 1;
+            passed.rows += self.list_rows(list);
+            passed.matching += self.add_to_plan(&mut walk, list, ranked, sections)?;
         }
         self.want_codes(&mut walk, sections);
-        if walk.wants.is_empty() { Ok(Begun::Walk(walk)) } else { Ok(wanting(walk.wants)) }
-    }
-
-    /// Matching rows that should be in the lists that are read: those in `probes` lists, and more under a filter, as the neighbors
-    /// among a part of the rows are as far as more neighbors among all of them.
-    fn rows_to_see(&self, probes: usize, request: &Request<'_>) -> usize {
-        let Some(matching) = request.matching else { return request.k.min(self.stored()) };
-        let stored = self.stored().max(1) as f64;
-        let part = (matching.len() as f64 / stored).min(1.0);
-        let mean = stored / self.lists() as f64;
-        let rows = probes as f64 * mean * part.powf(1.0 - f64::from(self.calibration.growth));
-        (rows.ceil() as usize).max(request.k).min(matching.len())
+        match std::mem::take(&mut walk.wants).merged() {
+            Some(wants) => Ok(Begun::Step(Step::Wants(wants))),
+            None => Ok(Begun::Walk(walk)),
+        }
     }
 
     /// Adds a list with its masks, if a row of it matches; returns how many do. Its rows may be missing: then they are wanted.
@@ -267,7 +276,7 @@ impl Ivf {
         if let Some(set) = walk.matching {
             let range = 4 * self.row_starts[list]..4 * self.row_starts[list + 1];
             let Some(bytes) = sections.get(ROWS, range.clone()) else {
-                walk.wants.push((ROWS, range));
+                walk.wants.add(ROWS, range);
                 return Ok(0);
             };
             matching = push_masks(bytes, set, &mut walk.masks);
@@ -294,7 +303,7 @@ impl Ivf {
         for planned in &walk.plan {
             let range = self.coarse_range(planned.list);
             if sections.get(COARSE, range.clone()).is_none() {
-                walk.wants.push((COARSE, range));
+                walk.wants.add(COARSE, range);
             }
         }
     }
@@ -304,7 +313,7 @@ impl Ivf {
         let Planned { list, ranked, masks } = &walk.plan[index];
         let range = self.coarse_range(*list);
         let Some(coarse) = sections.get(COARSE, range.clone()) else {
-            walk.wants.push((COARSE, range));
+            walk.wants.add(COARSE, range);
             return Ok(());
         };
         let scan = Scan {
@@ -332,7 +341,7 @@ impl Ivf {
             let range = start + row * row_bytes..start + (row + 1) * row_bytes;
             let bytes = sections.get(EXTRA, range.clone());
             if bytes.is_none() {
-                wants.push((EXTRA, range));
+                wants.add(EXTRA, range);
             }
             bytes
         };
@@ -349,11 +358,11 @@ impl Ivf {
         for hit in nearest.into_hits(rerank) {
             match self.row_of(&hit, sections)? {
                 Ok(row) => candidates.push(self.candidate(row, &hit)),
-                Err(want) => wants.push((ROWS, want)),
+                Err(want) => wants.add(ROWS, want),
             }
         }
-        if !wants.is_empty() {
-            return Ok(Step::Wants(merged(wants)));
+        if let Some(wants) = wants.merged() {
+            return Ok(Step::Wants(wants));
         }
         let outliers = self.outliers.iter().filter(|row| matching.is_none_or(|set| set.contains(**row)));
         candidates.extend(outliers.map(|row| Candidate {
@@ -389,10 +398,6 @@ impl Ivf {
     }
 }
 
-fn wanting<'a>(wants: Vec<(usize, Range<usize>)>) -> Begun<'a> {
-    Begun::Step(Step::Wants(merged(wants)))
-}
-
 /// Appends masks of 32 rows each for rows as bytes; returns how many are in the set.
 fn push_masks(rows: &[u8], set: RowSet<'_>, masks: &mut Vec<u32>) -> usize {
     let mut count = 0;
@@ -405,19 +410,4 @@ fn push_masks(rows: &[u8], set: RowSet<'_>, masks: &mut Vec<u32>) -> usize {
         masks.push(mask);
     }
     count
-}
-
-/// Ranges in order, those that touch or nearly touch made one.
-fn merged(mut wants: Vec<(usize, Range<usize>)>) -> Vec<(usize, Range<usize>)> {
-    wants.sort_unstable_by_key(|(section, range)| (*section, range.start, range.end));
-    let mut merged: Vec<(usize, Range<usize>)> = vec![];
-    for (section, range) in wants {
-        match merged.last_mut() {
-            Some((last, before)) if *last == section && range.start <= before.end + GAP_BYTES => {
-                before.end = before.end.max(range.end);
-            }
-            _ => merged.push((section, range)),
-        }
-    }
-    merged
 }

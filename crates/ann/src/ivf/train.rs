@@ -13,8 +13,11 @@ use super::{IvfOptions, LISTS_MAX};
 use crate::build::{BuildError, Control, Rows};
 use crate::space::{Moments, Space, Standing};
 
-/// Rows of a list when nothing else is asked for: as many as make its routing, and the empty places of its last block, cheap in memory.
-const ROWS_PER_LIST: usize = 400;
+/// Rows of a list at least when nothing else is asked for: with fewer, more time goes into centroids than into codes.
+const ROWS_PER_LIST: usize = 200;
+
+/// Bytes per row that centroids, and the empty places of the last block of a list, may take together when nothing else is asked for.
+const OVERHEAD_BYTES: usize = 7;
 
 /// Rows of the sample for each list.
 const SAMPLE_PER_LIST: usize = 96;
@@ -34,7 +37,7 @@ const RUN: usize = 8;
 pub fn train(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Control) -> Result<Routing, BuildError> {
     let (dim, element) = (rows.dim(), rows.element());
     Space::check(metric, element, dim)?;
-    let lists = options.lists.unwrap_or(rows.len() / ROWS_PER_LIST).clamp(1, LISTS_MAX).min(rows.len().max(1));
+    let lists = options.lists.unwrap_or(rows.len() / rows_per_list(dim)).clamp(1, LISTS_MAX).min(rows.len().max(1));
     let bytes_per_row = 2 * dim.next_multiple_of(16) * size_of::<f32>();
     let affordable = (options.memory_bytes / 2 / bytes_per_row.max(1)).max(lists);
     let wanted = (lists * SAMPLE_PER_LIST).max(SAMPLE_MIN).min(affordable).min(rows.len());
@@ -66,9 +69,18 @@ pub fn train(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Co
     if sample.is_empty() {
         sample.resize(space.padded(), 0.0);
     }
-    let shape = if metric == Metric::Cosine { Shape::Sphere } else { Shape::Plain };
+    let middle = space.projected_zero();
+    let shape = if metric == Metric::Cosine { Shape::Sphere(&middle) } else { Shape::Plain };
     let clusters = cluster(&sample, space.padded(), lists, shape, control.seed, control)?;
     Ok(Routing::projected(space, &clusters.lists, &clusters.upper, clusters.upper_ends))
+}
+
+/// Rows of a list: smaller lists are nearer to a query on the whole, and cost more bytes per row. A centroid takes a byte per element and
+/// a few more; half a block of 1-bit codes with their factors stays empty.
+fn rows_per_list(dim: usize) -> usize {
+    let centroid = dim + 20;
+    let empty = (kernels::BLOCK_ROWS / 2) * (dim / 8 + 8);
+    ROWS_PER_LIST.max((centroid + empty).div_ceil(OVERHEAD_BYTES))
 }
 
 /// Runs of rows, spread evenly over all, each at a random place of its part; all rows if nearly all are wanted.

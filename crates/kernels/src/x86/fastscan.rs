@@ -144,8 +144,7 @@ const AHEAD: usize = 3_072;
 #[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
 #[inline]
 fn prefetch_ahead(codes: *const u8) {
-    // SAFETY: a prefetch reads nothing and never faults, wherever the pointer points.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast()) };
+    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast());
 }
 
 /// The sums of at most [`DIMS_PER_SUM`] dimensions: rows 0 to 15, rows 16 to 31.
