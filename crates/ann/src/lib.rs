@@ -9,9 +9,18 @@
 
 mod bitmap;
 mod build;
+mod codes;
+pub mod flat;
 pub mod graph;
+mod head;
 mod index;
+pub mod ivf;
 mod payload;
+mod sample;
+mod space;
+#[cfg(test)]
+mod testing;
+mod truth;
 
 pub use bitmap::RowSet;
 pub use build::{BuildError, Control, InMemory, Rows};

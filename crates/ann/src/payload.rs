@@ -58,6 +58,39 @@ impl<T: AsRef<[u8]> + Sync> Sections for Resident<T> {
     }
 }
 
+/// Ranges that a search found missing.
+#[derive(Debug, Default)]
+pub(crate) struct Wants(Vec<(usize, Range<usize>)>);
+
+/// Ranges that are wanted and lie closer than this become one.
+const GAP_BYTES: usize = 4_096;
+
+impl Wants {
+    pub(crate) fn add(&mut self, section: usize, range: Range<usize>) {
+        self.0.push((section, range));
+    }
+
+    /// How many were added.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The ranges in order, those that touch or nearly touch made one; `None` if there is none.
+    pub(crate) fn merged(mut self) -> Option<Vec<(usize, Range<usize>)>> {
+        self.0.sort_unstable_by_key(|(section, range)| (*section, range.start, range.end));
+        let mut merged: Vec<(usize, Range<usize>)> = vec![];
+        for (section, range) in self.0 {
+            match merged.last_mut() {
+                Some((last, before)) if *last == section && range.start <= before.end.saturating_add(GAP_BYTES) => {
+                    before.end = before.end.max(range.end);
+                }
+                _ => merged.push((section, range)),
+            }
+        }
+        if merged.is_empty() { None } else { Some(merged) }
+    }
+}
+
 /// Bytes that are no index, or not one that this program reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FormatError {

@@ -24,20 +24,20 @@ struct Line([u8; 64]);
 ///
 /// Takes `64·ceil(columns/64) · 4·ceil(depth/4)` bytes; packing again reuses them.
 #[derive(Clone, Debug)]
-pub struct Panels {
+pub struct BytePanels {
     lines: Vec<Line>,
     depth: usize,
     columns: usize,
     isa: Present,
 }
 
-impl Default for Panels {
+impl Default for BytePanels {
     fn default() -> Self {
         Self { lines: Vec::new(), depth: 0, columns: 0, isa: Present::chosen() }
     }
 }
 
-impl Panels {
+impl BytePanels {
     /// No column yet, on the instruction set that [`crate::isa()`] chose.
     pub fn new() -> Self {
         Self::default()
@@ -119,7 +119,7 @@ impl Panels {
 }
 
 /// The twin of the vector kernels, for every machine.
-fn dots_portable(panels: &Panels, rows: &[i8], sums: &mut [i32]) {
+fn dots_portable(panels: &BytePanels, rows: &[i8], sums: &mut [i32]) {
     let (row_stride, stride) = (panels.row_stride(), panels.stride());
     for panel in 0..stride / PANEL {
         let lines = panels.panel(panel);
@@ -142,11 +142,11 @@ fn dots_portable(panels: &Panels, rows: &[i8], sums: &mut [i32]) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{GROUP, LINE, Line, PANEL, Panels, TILE};
+    use super::{BytePanels, GROUP, LINE, Line, PANEL, TILE};
 
     /// VNNI: one instruction adds four products to each of sixteen sums.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) fn dots_avx512(panels: &Panels, rows: &[i8], sums: &mut [i32]) {
+    pub(super) fn dots_avx512(panels: &BytePanels, rows: &[i8], sums: &mut [i32]) {
         let (row_stride, stride) = (panels.row_stride(), panels.stride());
         for panel in 0..stride / PANEL {
             let lines = panels.panel(panel);
@@ -193,7 +193,7 @@ mod x86 {
 
     /// Bytes widened to i16, even and odd ones apart, since `vpmaddubsw` would saturate.
     #[target_feature(enable = "avx2")]
-    pub(super) fn dots_avx2(panels: &Panels, rows: &[i8], sums: &mut [i32]) {
+    pub(super) fn dots_avx2(panels: &BytePanels, rows: &[i8], sums: &mut [i32]) {
         let (row_stride, stride) = (panels.row_stride(), panels.stride());
         for panel in 0..stride / PANEL {
             let lines = panels.panel(panel);
@@ -237,7 +237,7 @@ mod tests {
     fn check(isa: Present, depth: usize, rows: usize, columns: usize) {
         let mut random = Random::new((depth * 1000 + columns) as u64);
         let matrix: Vec<u8> = (0..depth * columns).map(|_| [0, 255, random.next() as u8][random.below(3)]).collect();
-        let mut panels = Panels { isa, ..Panels::new() };
+        let mut panels = BytePanels { isa, ..BytePanels::new() };
         panels.pack(depth, columns, |column, place| place.copy_from_slice(&matrix[column * depth..][..depth]));
         let mut asked = vec![0_i8; rows * panels.row_stride()];
         for row in asked.chunks_exact_mut(panels.row_stride()) {
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn nothing_times_nothing_is_nothing() {
-        let mut panels = Panels::new();
+        let mut panels = BytePanels::new();
         panels.pack(0, 3, |_, _| ());
         let mut sums = [7; 4];
         panels.dots(&[], &mut sums);

@@ -17,19 +17,25 @@
 
 mod beam;
 mod codes;
+mod compiled;
 mod dispatch;
 mod error;
+mod fastscan;
+mod gemm;
 mod integer_gemm;
 mod isa;
 mod lanes;
+mod list_codes;
 mod matrix;
 mod memory;
 mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod prefetch;
+mod quantize;
 mod query;
 mod reference;
+mod rotation;
 mod rows;
 mod scan;
 mod single;
@@ -45,13 +51,21 @@ mod x86;
 pub use beam::Beam;
 pub use codes::{BitQuery, CodeError, CodeLayout, CodeQuery};
 pub use error::DistanceError;
-pub use integer_gemm::Panels;
+pub use fastscan::{
+    BLOCK_ROWS, Lut, SCAN_DIM_MULTIPLE, ScanBound, Survivors, block_bytes, pack_block, scan_blocks, unpack_factors,
+    unpack_row,
+};
+pub use gemm::{PANEL, Panels};
+pub use integer_gemm::BytePanels;
 pub use isa::{ISA_VARIABLE, Isa, isa, isa_from_env};
+pub use list_codes::{ByteQuery, byte_products, pack_planes, plane_product, plane_stride};
 pub use matrix::{distance_matrix, pair_distances};
 pub use memory::advise_large_pages;
 pub use metric::Metric;
 pub use prefetch::prefetch;
+pub use quantize::{CodeSums, dot_f32, quantize};
 pub use query::Query;
+pub use rotation::{ROTATED_MULTIPLE, Rotation};
 pub use single::{binary_quantize, first_non_finite, norm, normalize_f16, normalize_f32};
 pub use top_k::{Neighbor, TopK};
 pub use vectors::{ElementType, Vectors};

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use kernels::{ElementType, Metric, Panels, Query, Vectors};
+use kernels::{BytePanels, ElementType, Metric, Query, Vectors};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -154,7 +154,7 @@ fn worst(list: &[u64]) -> u64 {
 struct EightBits<'a> {
     space: Option<&'a Space>,
     jaccard: bool,
-    panels: Panels,
+    panels: BytePanels,
     /// Per query: what one of its numbers stands for, and its squared length (bits: its ones).
     factors: Vec<(f32, f32)>,
 }
@@ -165,7 +165,7 @@ impl<'a> EightBits<'a> {
             Coding::Bits(metric) => (None, *metric == Metric::Jaccard),
             Coding::Scalar(_, space) => (Some(space), false),
         };
-        let (mut panels, mut factors, mut lifted) = (Panels::new(), Vec::new(), Vec::new());
+        let (mut panels, mut factors, mut lifted) = (BytePanels::new(), Vec::new(), Vec::new());
         let depth = space.map_or(head.dim, Space::lifted_dim);
         panels.pack(depth, asked.len(), |at, column| match space {
             None => {

@@ -7,7 +7,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use kernels::Panels;
+use kernels::BytePanels;
 use rayon::prelude::*;
 
 use super::points::{Points, key};
@@ -107,7 +107,7 @@ impl Carver<'_> {
 
     /// The members of each leader's group, ascending: every vertex goes to its `fanout` nearest leaders.
     fn assign(&self, group: &[u32], leaders: &[u32], fanout: usize) -> Result<Vec<Vec<u32>>, BuildError> {
-        let (mut panels, norms) = (Panels::new(), self.norms(leaders));
+        let (mut panels, norms) = (BytePanels::new(), self.norms(leaders));
         panels.pack(self.points.depth(), leaders.len(), |at, column| self.points.column(leaders[at], column));
         let nearest: Vec<Vec<u32>> = group
             .par_chunks(ROWS * 8)
@@ -139,7 +139,7 @@ impl Carver<'_> {
 
     /// Compares all pairs of a leaf.
     fn compare_all(&self, leaf: &[u32]) {
-        let (mut panels, norms) = (Panels::new(), self.norms(leaf));
+        let (mut panels, norms) = (BytePanels::new(), self.norms(leaf));
         panels.pack(self.points.depth(), leaf.len(), |at, column| self.points.column(leaf[at], column));
         let (mut keys, mut merged) = (Vec::with_capacity(leaf.len()), Vec::with_capacity(self.lists.k));
         self.products(leaf, &panels, &norms, &mut Buffers::default(), &mut |at, distances| {
@@ -163,7 +163,7 @@ impl Carver<'_> {
     fn products(
         &self,
         rows: &[u32],
-        panels: &Panels,
+        panels: &BytePanels,
         norms: &[f32],
         buffers: &mut Buffers,
         visit: &mut dyn FnMut(usize, &[f32]),

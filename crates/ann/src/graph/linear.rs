@@ -2,7 +2,7 @@
 //!
 //! Matrices are row-major `Vec<f32>`. Deterministic, whatever the number of threads: every output value is summed by one thread.
 
-use kernels::Panels;
+use kernels::BytePanels;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -31,7 +31,7 @@ pub(super) fn covariance(samples: &[f32], dim: usize, mean: &[f32]) -> Vec<f32> 
             columns[j * stride + at] = (value + f32::copysign(0.5, value)) as i8;
         }
     }
-    let mut panels = Panels::new();
+    let mut panels = BytePanels::new();
     panels.pack(count, dim, |j, place| {
         place.iter_mut().zip(&columns[j * stride..]).for_each(|(place, value)| *place = *value as u8 ^ 0x80);
     });

@@ -131,7 +131,7 @@ impl Points {
         }
     }
 
-    /// Writes a vertex as a column of `Panels`.
+    /// Writes a vertex as a column of `BytePanels`.
     pub(super) fn column(&self, vertex: u32, column: &mut [u8]) {
         let record = self.record(vertex);
         match self {
@@ -144,7 +144,7 @@ impl Points {
         }
     }
 
-    /// Writes a vertex as a row to multiply with `Panels`, and returns what is to be taken from the products.
+    /// Writes a vertex as a row to multiply with `BytePanels`, and returns what is to be taken from the products.
     pub(super) fn row(&self, vertex: u32, row: &mut [i8]) -> i32 {
         let record = self.record(vertex);
         match self {

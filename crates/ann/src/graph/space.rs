@@ -4,7 +4,7 @@
 //! al., "Speeding up the Xbox recommender system", RecSys 2014), 0 for a query. Then about the mean, along the principal axes,
 //! turned at random, so that a few bits per element serve all of them alike.
 
-use kernels::{Metric, Panels, Vectors};
+use kernels::{BytePanels, Metric, Vectors};
 
 use super::linear::{self, dot};
 use super::source::{square, widen};
@@ -49,7 +49,7 @@ pub(super) struct Affine {
     pub row_scale: Vec<f32>,
     /// Row-major, 128 too high.
     pub rows: Vec<u8>,
-    pub panels: Panels,
+    pub panels: BytePanels,
 }
 
 impl Affine {

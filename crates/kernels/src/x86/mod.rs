@@ -2,3 +2,6 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+pub(crate) mod fastscan;
+pub(crate) mod gemm;
+pub(crate) mod list_codes;
