@@ -120,6 +120,8 @@ struct State {
     /// Grows with `refused`.
     refusals: u64,
     maps: HashMap<String, Arc<RowMap>>,
+    /// What each index covers at the newest version that was asked for, by the `id` of the index.
+    latest: HashMap<String, Arc<Coverage>>,
 }
 
 /// What is known of the indexes of a table at a moment.
@@ -251,6 +253,22 @@ impl TableIndexes {
         if state.refused.insert(id.to_owned(), why.to_string().into()).is_none() {
             state.refusals += 1;
         }
+    }
+
+    /// What an index covers at the newest version that was asked for.
+    fn latest(&self, index: &str) -> Option<Arc<Coverage>> {
+        self.lock().latest.get(index).cloned()
+    }
+
+    /// Keeps what an index covers for the versions to come.
+    fn note(&self, coverage: &Arc<Coverage>) {
+        let manifest = self.log.known().unwrap_or_default();
+        let mut state = self.lock();
+        state.latest.retain(|id, known| {
+            let is_there = manifest.indexes.iter().any(|index| index.id == *id);
+            is_there && (*id != coverage.index.id || known.is_newer_than(coverage))
+        });
+        state.latest.entry(coverage.index.id.clone()).or_insert_with(|| Arc::clone(coverage));
     }
 
     /// Why a segment is not used.

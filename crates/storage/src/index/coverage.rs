@@ -45,6 +45,27 @@ pub struct Coverage {
     pub units: Vec<UncoveredUnit>,
     /// Files that cannot be used, in words.
     pub problems: Vec<String>,
+    kept: Kept,
+}
+
+/// What the next version may have in common with this one.
+#[derive(Debug)]
+struct Kept {
+    version: u64,
+    /// What it was worked out for: the number of the list of indexes, and how many segments had been refused.
+    stamp: (u64, u64),
+    layers: HashMap<String, Arc<Layers>>,
+    /// The fragments, and which of their rows no segment has.
+    parts: Vec<(Input, Option<RoaringBitmap>)>,
+}
+
+/// What decides which rows of a fragment a segment has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Input {
+    fragment: u32,
+    rows: u64,
+    file: Option<String>,
+    deletions: Option<(u64, u64, Option<u32>)>,
 }
 
 /// Rows that are compared exactly.
@@ -111,6 +132,13 @@ pub struct OpenIndex {
     pub segments: Vec<Arc<Segment>>,
 }
 
+impl Coverage {
+    /// Whether it is of a newer version, worked out from the same files.
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
+        self.kept.stamp == other.kept.stamp && self.kept.version > other.kept.version
+    }
+}
+
 impl fmt::Debug for CoveredSegment {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = formatter.debug_struct("CoveredSegment");
@@ -162,6 +190,32 @@ impl CoveredSegment {
             }
         }
         matching
+    }
+
+    /// The live local rows among those that `rows_of` gives for each fragment: bit `o % 64` of word `o / 64` for the row at
+    /// offset `o`; those that are dead at this version may be among them. Cost: a pass over the words, and over the runs of rows
+    /// that were copied.
+    pub fn matching_words<'a>(&self, rows_of: impl Fn(u32) -> Option<&'a [u64]>) -> LocalRows {
+        let mut words = vec![0; self.live.words.len()];
+        let place = |run: &Run| {
+            let offset = usize::try_from(run.address & u64::from(u32::MAX)).unwrap_or(usize::MAX);
+            Some((rows_of(u32::try_from(run.address >> 32).ok()?)?, offset))
+        };
+        for run in &self.direct {
+            if let Some((rows, offset)) = place(run) {
+                or_bits(&mut words, run.local as usize, rows, offset..offset + run.rows as usize);
+            }
+        }
+        for run in &self.moved {
+            // Where they stood before they are dead.
+            (run.local..run.local + run.rows).for_each(|local| clear(&mut words, local as usize));
+            if let Some((rows, offset)) = place(run) {
+                or_bits(&mut words, run.local as usize, rows, offset..offset + run.rows as usize);
+            }
+        }
+        words.iter_mut().zip(&self.live.words).for_each(|(word, live)| *word &= live);
+        let count = words.iter().map(|word| word.count_ones() as usize).sum();
+        LocalRows { words, count }
     }
 
     fn is_live(&self, local: u32) -> bool {
@@ -217,7 +271,11 @@ impl Snapshot {
         let index = known.manifest.require(index, self.location())?;
         let stamp = (known.manifest.number, known.refusals);
         let cell = self.coverage_cell(&index.id, stamp);
-        let covered = cell.get_or_try_init(|| async { covered(self, indexes, &known, index).await.map(Arc::new) });
+        let covered = cell.get_or_try_init(|| async {
+            let covered = Arc::new(covered(self, indexes, &known, index).await?);
+            indexes.note(&covered);
+            Ok(covered)
+        });
         covered.await.cloned()
     }
 
@@ -296,42 +354,98 @@ async fn covered(
             Err(error) => return Err(error),
         }
     }
-    let mut names = HashSet::new();
-    let mut twice = HashSet::new();
-    for fragment in snapshot.fragments() {
-        if let Some(file) = file_of(&fragment.metadata, index.field_id)
-            && !names.insert(file)
-        {
-            twice.insert(file);
-        }
+    let stamp = (known.manifest.number, known.refusals);
+    let previous = indexes.latest(&index.id).filter(|previous| previous.kept.stamp == stamp && problems.is_empty());
+    if let Some(previous) = &previous {
+        work.layers.clone_from(&previous.kept.layers);
     }
-    work.maps = maps(indexes, &known.manifest, index.field_id, names, &mut problems).await?;
+    let files = files_of(snapshot, index.field_id);
+    let unknown = files.keys().copied().filter(|file| !work.layers.contains_key(*file)).collect();
+    work.maps = maps(indexes, &known.manifest, index.field_id, unknown, &mut problems).await?;
     let mut parts = Vec::with_capacity(snapshot.fragments().len());
     for fragment in snapshot.fragments().iter().filter(|fragment| fragment.rows > 0) {
-        let file = file_of(&fragment.metadata, index.field_id).filter(|file| !twice.contains(file));
-        let layers = match (file, u32::try_from(fragment.rows)) {
-            (Some(file), Ok(rows)) => work.layers_of(file, Some(rows), 0),
-            _ => Arc::default(),
-        };
-        let dead = match (file, &fragment.metadata.deletion_file) {
-            (Some(_), Some(_)) => snapshot.deleted_rows(fragment.id).await?,
-            _ => RoaringBitmap::new(),
-        };
-        parts.push(Part { fragment, file, layers, dead, left: None });
+        let file = file_of(&fragment.metadata, index.field_id).filter(|file| files.get(file) == Some(&1));
+        let layers = file.map(|file| work.layers_of(file, 0)).unwrap_or_default();
+        parts.push(Part { fragment, file, layers, dead: RoaringBitmap::new(), left: None, is_known: false });
+    }
+    let reused = previous.as_ref().map(|previous| reuse(previous, &mut parts, &work)).unwrap_or_default();
+    for part in &mut parts {
+        let is_needed = !part.is_known || part.left.as_ref().is_none_or(|left| !left.is_empty());
+        if is_needed && part.file.is_some() && part.fragment.metadata.deletion_file.is_some() {
+            part.dead = snapshot.deleted_rows(part.fragment.id).await?;
+        }
     }
     work.claim(&mut parts);
-    let chunks = snapshot.vector_chunks(&column)?;
-    let (uncovered, uncovered_rows, units) = rest(&parts, chunks);
-    Ok(Coverage {
-        index: index.clone(),
-        column,
-        segments: work.into_segments(),
-        uncovered,
-        uncovered_rows,
-        units,
-        problems,
-    })
+    let (uncovered, uncovered_rows, units) = rest(&parts, snapshot.vector_chunks(&column)?);
+    let kept_parts = parts.iter().map(|part| (part.input(), part.left.clone())).collect();
+    // What was left out for want of a file may be there the next time.
+    let stamp = if problems.is_empty() { stamp } else { (u64::MAX, u64::MAX) };
+    let kept = Kept { version: snapshot.version(), stamp, layers: std::mem::take(&mut work.layers), parts: kept_parts };
+    let segments = work.into_segments(&reused);
+    Ok(Coverage { index: index.clone(), column, segments, uncovered, uncovered_rows, units, problems, kept })
 }
+
+/// The data files with the values of a field, and how many fragments name each.
+fn files_of(snapshot: &Snapshot, field_id: i32) -> HashMap<&str, u32> {
+    let mut files = HashMap::new();
+    for fragment in snapshot.fragments() {
+        if let Some(file) = file_of(&fragment.metadata, field_id) {
+            *files.entry(file).or_insert(0) += 1;
+        }
+    }
+    files
+}
+
+/// Takes from another version what holds for this one too: segments all of whose fragments are as they were. Returns which are
+/// not to be worked out, and what they are; marks the parts that are dealt out.
+fn reuse(previous: &Coverage, parts: &mut [Part<'_>], work: &Work) -> Reused {
+    let nothing = Arc::<Layers>::default();
+    let before: HashMap<u32, &(Input, Option<RoaringBitmap>)> =
+        previous.kept.parts.iter().map(|part| (part.0.fragment, part)).collect();
+    let mut is_changed = vec![false; work.claims.len()];
+    let mut change = |layers: &Layers| layers.segments().for_each(|segment| is_changed[segment] = true);
+    let now: HashMap<u32, Input> = parts.iter().map(|part| (part.fragment.id, part.input())).collect();
+    for (fragment, (input, _)) in &before {
+        if now.get(fragment) != Some(input) {
+            let file = input.file.as_ref();
+            change(file.and_then(|file| previous.kept.layers.get(file)).unwrap_or(&nothing));
+        }
+    }
+    for part in parts.iter() {
+        if before.get(&part.fragment.id).map(|(input, _)| input) != now.get(&part.fragment.id) {
+            change(&part.layers);
+        }
+    }
+    // Segments that share a fragment are worked out together.
+    loop {
+        let mut is_more = false;
+        for part in parts.iter() {
+            if part.layers.segments().any(|segment| is_changed[segment]) {
+                for segment in part.layers.segments() {
+                    is_more |= !std::mem::replace(&mut is_changed[segment], true);
+                }
+            }
+        }
+        if !is_more {
+            break;
+        }
+    }
+    for part in parts.iter_mut() {
+        let is_same = part.layers.segments().all(|segment| !is_changed[segment]);
+        if let Some((input, left)) = before.get(&part.fragment.id).filter(|_| is_same)
+            && *input == part.input()
+        {
+            part.left.clone_from(left);
+            part.is_known = true;
+        }
+    }
+    let known = |claim: &Claim| previous.segments.iter().find(|segment| segment.entry.id == claim.entry.id).cloned();
+    let claims = work.claims.iter().zip(is_changed);
+    claims.map(|(claim, is_changed)| if is_changed { None } else { Some(known(claim)) }).collect()
+}
+
+/// By segment: `None` if it is to be worked out, else what it is, and `None` in that if it has no live row.
+type Reused = Vec<Option<Option<Arc<CoveredSegment>>>>;
 
 /// The local rows that have a vector and are not in the segment.
 async fn absent_of(indexes: &Arc<TableIndexes>, entry: &SegmentEntry) -> Result<RoaringBitmap> {
@@ -406,6 +520,8 @@ struct Layers {
     all: Vec<Vec<Piece>>,
     /// How many are of the first kind.
     direct: usize,
+    /// All segments in them, each once.
+    segments: Vec<usize>,
 }
 
 /// A fragment, while it is dealt out to segments.
@@ -416,11 +532,26 @@ struct Part<'a> {
     dead: RoaringBitmap,
     /// Live rows that no segment has; `None` for all of them.
     left: Option<RoaringBitmap>,
+    /// Whether `left` is known already.
+    is_known: bool,
+}
+
+impl Layers {
+    /// The segments that may have a row of the file.
+    fn segments(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().copied()
+    }
 }
 
 impl Part<'_> {
     fn first_address(&self) -> u64 {
         u64::from(self.fragment.id) << 32
+    }
+
+    fn input(&self) -> Input {
+        let metadata = &self.fragment.metadata;
+        let deletions = metadata.deletion_file.as_ref().map(|file| (file.read_version, file.id, file.base_id));
+        Input { fragment: self.fragment.id, rows: self.fragment.rows, file: self.file.map(str::to_owned), deletions }
     }
 
     fn live(&self) -> RoaringBitmap {
@@ -466,33 +597,33 @@ impl Work {
         self.claims.push(Claim { entry, absent, words, direct: vec![], moved: vec![] });
     }
 
-    /// Where the rows of a file are. `rows`: how many it has, if that is known.
-    fn layers_of(&mut self, file: &str, rows: Option<u32>, depth: u32) -> Arc<Layers> {
+    /// Where the rows of a file are.
+    fn layers_of(&mut self, file: &str, depth: u32) -> Arc<Layers> {
         if let Some(known) = self.layers.get(file) {
             return Arc::clone(known);
         }
         let mut layers = Layers::default();
-        for (segment, local, unit_rows) in self.units.get(file).into_iter().flatten().copied() {
-            if rows.is_none_or(|rows| rows == unit_rows) {
-                layers.all.push(vec![Piece { offset: 0, rows: unit_rows, segment, local }]);
-            }
+        for (segment, local, rows) in self.units.get(file).into_iter().flatten().copied() {
+            layers.all.push(vec![Piece { offset: 0, rows, segment, local }]);
         }
         layers.direct = layers.all.len();
         if depth < DEPTH_MAX
             && let Some((map, at)) = self.maps.get(file).cloned()
-            && let Some(target) = map.targets.get(at).filter(|target| rows.is_none_or(|rows| rows == target.rows))
+            && let Some(target) = map.targets.get(at)
         {
             let mapped = self.mapped(&map, target, depth);
             layers.all.extend(mapped);
         }
+        layers.segments = layers.all.iter().flatten().map(|piece| piece.segment).collect();
+        layers.segments.sort_unstable();
+        layers.segments.dedup();
         let layers = Arc::new(layers);
         self.layers.insert(file.to_owned(), Arc::clone(&layers));
         layers
     }
 
     fn mapped(&mut self, map: &RowMap, target: &Target, depth: u32) -> Vec<Vec<Piece>> {
-        let sources: Vec<Arc<Layers>> =
-            map.sources.iter().map(|source| self.layers_of(source, None, depth + 1)).collect();
+        let sources: Vec<Arc<Layers>> = map.sources.iter().map(|source| self.layers_of(source, depth + 1)).collect();
         let mut mapped: Vec<Vec<Piece>> = vec![];
         for run in &target.runs {
             let Some(layers) = sources.get(run.source as usize) else { continue };
@@ -519,13 +650,13 @@ impl Work {
 
     /// Deals the live rows out: first to the segments that were built on the very files, then to those that maps lead to.
     fn claim(&mut self, parts: &mut [Part<'_>]) {
-        for part in parts.iter_mut().filter(|part| part.layers.direct > 0) {
+        for part in parts.iter_mut().filter(|part| !part.is_known) {
             let layers = Arc::clone(&part.layers);
             for layer in &layers.all[..layers.direct] {
                 layer.iter().for_each(|piece| self.claim_direct(part, piece));
             }
         }
-        for part in parts.iter_mut() {
+        for part in parts.iter_mut().filter(|part| !part.is_known) {
             let layers = Arc::clone(&part.layers);
             for layer in &layers.all[layers.direct..] {
                 for piece in layer {
@@ -540,6 +671,9 @@ impl Work {
 
     fn claim_direct(&mut self, part: &mut Part<'_>, piece: &Piece) {
         let Some(claim) = self.claims.get_mut(piece.segment) else { return };
+        if u64::from(piece.rows) != part.fragment.rows {
+            return;
+        }
         let address = part.first_address() + u64::from(piece.offset);
         claim.direct.push(Run { local: piece.local, rows: piece.rows, address });
         if part.left.is_none() && claim.absent.is_empty() {
@@ -594,8 +728,11 @@ impl Work {
         part.left = Some(left);
     }
 
-    fn into_segments(self) -> Vec<Arc<CoveredSegment>> {
-        let covered = self.claims.into_iter().filter_map(|claim| {
+    fn into_segments(self, reused: &Reused) -> Vec<Arc<CoveredSegment>> {
+        let covered = self.claims.into_iter().enumerate().filter_map(|(number, claim)| {
+            if let Some(Some(known)) = reused.get(number) {
+                return known.clone();
+            }
             let Claim { entry, words, mut direct, mut moved, .. } = claim;
             let count = words.iter().map(|word| word.count_ones() as usize).sum();
             if count == 0 {
@@ -669,6 +806,25 @@ fn clear(words: &mut [u64], bit: usize) {
     }
 }
 
+/// Sets the bits from `to` on to which those of `range` in `from` are set. Bits beyond the end of `from` are not.
+fn or_bits(words: &mut [u64], to: usize, from: &[u64], range: Range<usize>) {
+    let word = |at: usize| from.get(at).copied().unwrap_or(0);
+    let (mut at, mut to) = (range.start, to);
+    while at < range.end {
+        // Up to the end of a word of the target, from at most two words of the source.
+        let taken = (WORD - to % WORD).min(range.end - at);
+        let shift = at % WORD;
+        let low = word(at / WORD) >> shift;
+        let high = if shift == 0 { 0 } else { word(at / WORD + 1) << (WORD - shift) };
+        let mask = u64::MAX >> (WORD - taken);
+        if let Some(target) = words.get_mut(to / WORD) {
+            *target |= ((low | high) & mask) << (to % WORD);
+        }
+        at += taken;
+        to += taken;
+    }
+}
+
 fn set_range(words: &mut [u64], bits: Range<usize>) {
     if bits.is_empty() {
         return;
@@ -691,6 +847,23 @@ fn set_range(words: &mut [u64], bits: Range<usize>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bits_are_copied_from_any_place_to_any_other() {
+        let from = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        let bit = |at: usize| at < 128 && from[at / 64] >> (at % 64) & 1 == 1;
+        for start in (0..140).step_by(7) {
+            for end in (start..150).step_by(3) {
+                for to in [0, 1, 31, 63, 64, 65, 100] {
+                    let mut words = vec![0_u64; 4];
+                    or_bits(&mut words, to, &from, start..end);
+                    let expected = |at: usize| at >= to && at - to < end - start && bit(start + at - to);
+                    let is_right = (0..256).all(|at| (words[at / 64] >> (at % 64) & 1 == 1) == expected(at));
+                    assert!(is_right, "{start}..{end} to {to}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_range_of_bits_is_set_and_nothing_beside_it() {

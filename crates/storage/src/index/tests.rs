@@ -119,6 +119,18 @@ async fn check(snapshot: &Snapshot) -> (usize, u64) {
         let matching = covered.matching(&some);
         let expected: Vec<u32> = some.iter().filter_map(|address| by_address.get(address).copied()).collect();
         assert_eq!(matching.count, expected.len(), "version {shown}");
+        // The same of bits by fragment, and whatever they say of dead rows.
+        let mut bits: HashMap<u32, Vec<u64>> = HashMap::new();
+        for fragment in snapshot.fragments() {
+            let words = bits.entry(fragment.id).or_insert(vec![0; usize::try_from(fragment.rows).unwrap() / 64 + 1]);
+            for offset in 0..fragment.rows {
+                let address = u64::from(fragment.id) << 32 | offset;
+                if there.get(&address).is_none_or(|id| id % 3 == 0) {
+                    words[usize::try_from(offset).unwrap() / 64] |= 1 << (offset % 64);
+                }
+            }
+        }
+        assert_eq!(covered.matching_words(|fragment| bits.get(&fragment).map(Vec::as_slice)), matching);
         for local in expected {
             assert_eq!(matching.words[local as usize / 64] >> (local % 64) & 1, 1, "version {shown}: {local}");
         }
