@@ -15,6 +15,7 @@ use roaring::RoaringBitmap;
 use crate::commit::Committer;
 use crate::error::{Result, StorageError};
 use crate::idempotency::{Applied, IdempotencyKey, Once};
+use crate::index::moved::Copies;
 use crate::keys::check_keys;
 use crate::snapshot::{Snapshot, guard};
 use crate::turn::{Turn, gone};
@@ -28,10 +29,21 @@ pub struct Change {
     pub deleted: Vec<u64>,
     /// Rows that come, in the columns of the table.
     pub inserted: Option<SendableRecordBatchStream>,
+    /// Which of the new rows are copies of rows that were there; `None` if nobody knows. Indexes cover copies.
+    pub copied: Option<Copied>,
     /// Told how far the writing is.
     pub progress: Option<Progress>,
     /// Under its key the statement is applied once. Ask [`Turn::applied`] first.
     pub once: Option<Once>,
+}
+
+/// New rows that have some values of rows that were there.
+#[derive(Clone, Debug, Default)]
+pub struct Copied {
+    /// For each new row, in order, where the row stood that it was made from in the turn's snapshot; `None` if it is new.
+    pub origins: Vec<Option<u64>>,
+    /// The columns whose values are the same in all of those that are copies. Only columns of vectors matter.
+    pub columns: Vec<String>,
 }
 
 /// What a change did.
@@ -60,6 +72,7 @@ impl Turn {
         let mut inserted = 0;
         let mut fragments = vec![];
         let mut pending = None;
+        let copied = change.copied.as_ref().filter(|copied| !copied.columns.is_empty());
         if let Some(rows) = change.inserted {
             let rows = Rows::new(rows, snapshot.schema())?.with_keys(&snapshot)?;
             let root = self.database.root();
@@ -83,12 +96,26 @@ impl Turn {
             // From here on a version may name the files, whatever becomes of us.
             pending.keep();
         }
+        if let (Some(copied), Some(pending)) = (copied, &pending) {
+            self.follow(copied, &pending.fragments).await;
+        }
         if let Some(once) = &change.once {
             self.database.note_attempt(&self.entry, &once.key, snapshot.version() + 1).await?;
         }
         let applied = change.once.as_ref().map(Applied::new);
         let version = self.finish(operation, change.operation, applied).await?.version();
         Ok(Committed { version, inserted, deleted })
+    }
+
+    /// Has indexes cover the copies, once they are committed.
+    async fn follow(&self, copied: &Copied, fragments: &[Fragment]) {
+        let Some(indexes) = self.snapshot.table_indexes() else { return };
+        match Copies::of_rows(&self.snapshot, &copied.origins, fragments) {
+            Some(copies) => indexes.follow(&self.snapshot, &[copies], Some(&copied.columns)).await,
+            None => {
+                tracing::error!(table = %self.name, "the origins of copied rows are not those of the rows that came")
+            }
+        }
     }
 
     /// The count that the statement of this key was answered with, if it was applied before.

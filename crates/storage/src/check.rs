@@ -1,5 +1,6 @@
 //! `CHECK TABLE`: reads every file of a table as it is stored, compares it with its sidecars, and makes sure that what
-//! the versions name is there. It does not open the table, so it also works on one that cannot be opened.
+//! the versions and the list of indexes name is there. It does not open the table, so it also works on one that cannot be
+//! opened.
 //!
 //! Cost: one LIST, then for each file one GET of the whole file and one of its sidecar, [`FILES_AT_ONCE`] at once, in
 //! steps of 4 MiB; then each manifest once more, as Lance reads it. Writers and cleanup may run meanwhile: a file that
@@ -21,6 +22,8 @@ use crate::checksums::format::{Summer, Sums};
 use crate::checksums::read::{STEP_BYTES, describe, pieces};
 use crate::database::Database;
 use crate::error::{Result, StorageError};
+use crate::index::{FOLDER as INDEX_FOLDER, IndexManifest};
+use crate::numbered::{Numbered, NumberedFiles};
 use crate::snapshot::{guard, shown};
 use crate::store::Root;
 
@@ -135,7 +138,9 @@ pub(crate) async fn check(root: &Root, location: &str) -> Result<CheckReport> {
         }
     }
     drop(outcomes);
-    References { root, store, folder: &folder, what: &what }.follow(&files, &mut report).await?;
+    let references = References { root, store, folder: &folder, what: &what };
+    references.follow(&files, &mut report).await?;
+    references.follow_indexes(location, &files, &mut report).await?;
     report.findings.sort_by(|a, b| (a.status, &a.file).cmp(&(b.status, &b.file)));
     Ok(report)
 }
@@ -267,6 +272,46 @@ impl References<'_> {
                 };
                 let detail = format!("version {version} names it; restore it from a copy{older}{vacuum}");
                 report.add(Finding { file: name, bytes: 0, status: FindingStatus::Missing, detail });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for the files that the newest list of indexes names.
+    async fn follow_indexes(&self, location: &str, files: &[ObjectMeta], report: &mut CheckReport) -> Result<()> {
+        let there: HashSet<String> = files.iter().map(|meta| relative(self.folder, &meta.location)).collect();
+        let list_of = |name: &str| IndexManifest::number_in(name.strip_prefix(INDEX_FOLDER)?.strip_prefix('/')?);
+        let Some((number, name)) = there.iter().filter_map(|name| Some((list_of(name)?, name))).max() else {
+            return Ok(());
+        };
+        let lists: NumberedFiles<IndexManifest> =
+            NumberedFiles::new(self.root.clone(), format!("{location}/{INDEX_FOLDER}"));
+        let list = match lists.read(number).await {
+            Ok(Some((list, _))) => list,
+            Ok(None) => return Ok(()),
+            Err(error @ (StorageError::Corrupt(_) | StorageError::Unsupported(_))) => {
+                let finding =
+                    Finding { file: name.clone(), bytes: 0, status: FindingStatus::Damaged, detail: error.to_string() };
+                if report.findings.iter().all(|other| other.file != *name) {
+                    report.add(finding);
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let missing = list.files().map(|file| format!("{INDEX_FOLDER}/{file}")).filter(|file| !there.contains(file));
+        let missing: Vec<String> = missing.collect();
+        // One that was made or dropped since the files were listed is in another list.
+        if missing.is_empty() || self.is_there(&lists.path(number + 1)).await? {
+            return Ok(());
+        }
+        for file in missing {
+            let location = file.split('/').fold(self.folder.clone(), Path::join);
+            if !self.is_there(&location).await? {
+                let detail = format!(
+                    "the list of indexes {number} names it; its rows are compared exactly meanwhile, REINDEX makes it anew"
+                );
+                report.add(Finding { file, bytes: 0, status: FindingStatus::Missing, detail });
             }
         }
         Ok(())

@@ -23,11 +23,12 @@ use crate::catalog::{
 use crate::checksums::ChecksumFigures;
 use crate::commit::Committer;
 use crate::error::{Result, StorageError};
+use crate::index::{Indexes, SegmentCacheFigures, TableIndexes};
 use crate::keys::{KeyCache, with_primary_key};
 use crate::location::Location;
 use crate::registry::Registry;
 use crate::s3::S3Settings;
-use crate::snapshot::{Snapshot, shown};
+use crate::snapshot::{Shared, Snapshot, shown};
 use crate::store::Root;
 use crate::time::Past;
 use crate::turn::Sequencers;
@@ -116,6 +117,7 @@ struct Inner {
     s3: S3Settings,
     log: CatalogLog,
     cache: Arc<VectorCache>,
+    indexes: Indexes,
     registry: Arc<Registry>,
     /// Names this handle among the writers of a table.
     writer: String,
@@ -173,7 +175,7 @@ impl Database {
                 None => Root::new(location, &s3, cache_bytes).await?,
             };
             check_or_initialise(&root, options.create).await?;
-            let log = CatalogLog::new(root.clone());
+            let log = CatalogLog::new(root.clone(), FOLDER);
             let endpoint = s3.endpoint().map(String::as_str).unwrap_or_default();
             futures::try_join!(log.newest(), crate::probe::once(&root, endpoint))?;
             Ok::<_, StorageError>((root, log))
@@ -189,6 +191,7 @@ impl Database {
             shown,
             log,
             cache: Arc::new(VectorCache::new(options.vector_cache_bytes)),
+            indexes: Indexes::default(),
             registry: Arc::new(Registry::new(s3.clone())),
             s3,
             writer: Uuid::new_v4().to_string(),
@@ -315,7 +318,7 @@ impl Database {
         let leftovers = leftovers.keep_unless_told();
         match self.inner.log.commit(change).await {
             Ok((true, before)) => {
-                let opened = Snapshot::of(Arc::new(dataset), self.shown(&location), self.inner.cache.clone()).await?;
+                let opened = self.wrap(dataset, &location).await?;
                 self.remember(&location, opened);
                 if let Some(before) = before {
                     self.discard(&before).await;
@@ -378,7 +381,7 @@ impl Database {
         let opened = match known {
             Some(known) if known.is_newest().await? => return Ok(known),
             Some(known) => known.newest().await?,
-            None => Snapshot::open(&self.inner.root, &entry.location, self.inner.cache.clone()).await?,
+            None => Snapshot::open(&self.inner.root, &entry.location, self.shared(&entry.location)).await?,
         };
         self.remember(&entry.location, opened.clone());
         Ok(opened)
@@ -396,7 +399,7 @@ impl Database {
         let shown = location.shown();
         let opened = async {
             let root = self.foreign_root(location, options).await?;
-            Snapshot::open(&root, "", self.inner.cache.clone()).await
+            Snapshot::open(&root, "", Shared { cache: self.inner.cache.clone(), indexes: None }).await
         };
         tokio::time::timeout(OPEN_TIMEOUT, opened).await.map_err(|_| {
             StorageError::unavailable(format!("{shown} did not answer within {} s", OPEN_TIMEOUT.as_secs()))
@@ -421,6 +424,16 @@ impl Database {
     /// Sets the bound of the cache of decoded vectors and frees what is above it.
     pub fn set_vector_cache_bytes(&self, bytes: usize) {
         self.inner.cache.set_bytes_max(bytes);
+    }
+
+    /// What the cache of open segments did and holds.
+    pub fn segment_cache(&self) -> SegmentCacheFigures {
+        self.inner.indexes.segments().figures()
+    }
+
+    /// Sets how many bytes of segments may be in memory, and frees what is above. Mapped segments do not count.
+    pub fn set_segment_cache_bytes(&self, bytes: usize) {
+        self.inner.indexes.segments().set_bytes_max(bytes as u64);
     }
 
     /// Bytes that OPTIMIZE may hold while it rewrites files.
@@ -481,6 +494,7 @@ impl Database {
     pub(crate) async fn remove_files(&self, location: &str) {
         self.open_tables().remove(location);
         self.inner.cache.forget(&self.shown(location));
+        self.inner.indexes.forget(location);
         remove_quietly(&self.inner.root, location).await;
     }
 
@@ -493,7 +507,18 @@ impl Database {
     }
 
     pub(crate) async fn wrap(&self, dataset: Dataset, location: &str) -> Result<Snapshot> {
-        Snapshot::of(Arc::new(dataset), self.shown(location), self.inner.cache.clone()).await
+        Snapshot::of(Arc::new(dataset), self.shown(location), self.shared(location)).await
+    }
+
+    /// What the versions of the table in `location` share.
+    fn shared(&self, location: &str) -> Shared {
+        let indexes = Some(self.table_indexes(location));
+        Shared { cache: self.inner.cache.clone(), indexes }
+    }
+
+    /// The index files of the table in `location`.
+    pub(crate) fn table_indexes(&self, location: &str) -> Arc<TableIndexes> {
+        self.inner.indexes.of(&self.inner.root, location)
     }
 
     pub(crate) fn catalog_log(&self) -> &CatalogLog {

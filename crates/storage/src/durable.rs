@@ -3,20 +3,23 @@
 //!
 //! * Before the first write into a folder, the folder is made and synced into all folders above it, whoever made it
 //!   ([`Folders::ensure`]). So whatever is found in a folder, the folder itself is there to stay.
-//! * A file that nothing written later vouches for (the mark, a catalog file, a manifest, a tag) may have been found
-//!   before its own writer could sync its entry. The folder is synced before anybody is shown the file, and so before
-//!   anything builds on it ([`Folders::settle`]). All other files were synced by their writers before a manifest named
+//! * A file that nothing written later vouches for (the mark, a catalog file, a manifest, a tag, a list of indexes) may
+//!   have been found before its own writer could sync its entry. The folder is synced before anybody is shown the file, and
+//!   so before anything builds on it ([`Folders::settle`]). All other files were synced by their writers before a manifest named
 //!   them. The bytes of a file are synced before it gets its name.
 //!
 //! Cost: a few syncs per folder and process; a reader pays one when the folder changed since it last looked.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::catalog::log::FOLDER as CATALOG_FOLDER;
+use crate::index::{FOLDER as INDEX_FOLDER, IndexManifest};
+use crate::numbered::Numbered;
 
 /// Folders that are remembered.
 const FOLDERS_MAX: usize = 1 << 16;
@@ -88,7 +91,10 @@ impl Folders {
         // The hint beside the manifests vouches for nothing.
         let is_manifest = folder.ends_with("_versions") && file.extension().is_some_and(|ending| ending == "manifest");
         let is_tag = folder.parent().is_some_and(|above| above.ends_with("_refs"));
-        (folder == self.root || folder.ends_with(CATALOG_FOLDER) || is_manifest || is_tag).then_some(folder)
+        let is_index_list = folder.ends_with(INDEX_FOLDER)
+            && file.file_name().and_then(OsStr::to_str).is_some_and(|name| IndexManifest::number_in(name).is_some());
+        let is_found = is_manifest || is_tag || is_index_list;
+        (folder == self.root || folder.ends_with(CATALOG_FOLDER) || is_found).then_some(folder)
     }
 
     /// Makes durable what was found in a folder, unless nothing changed there since the last time. Returns whether it
@@ -215,5 +221,8 @@ mod tests {
         check("public/t.lance/_versions/latest_version_hint.json", false);
         check("public/t.lance/_crc/_versions/1.manifest.crc", false);
         check("public/t.lance/data/x.lance", false);
+        check("public/t.lance/_ann/manifest-00000000000000000001", true);
+        check("public/t.lance/_ann/0f.seg", false);
+        check("public/t.lance/_crc/_ann/manifest-00000000000000000001.crc", false);
     }
 }

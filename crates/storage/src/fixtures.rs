@@ -34,6 +34,16 @@ use crate::{
 /// Elements of a vector of [`rows`].
 pub(crate) const DIMENSIONS: i32 = 8;
 
+/// The bytes of a fixture of a released version of a format. With `REGENERATE_FIXTURES` in the environment, `written` becomes
+/// the fixture: only for a version that was never released.
+pub(crate) fn golden(file: &str, written: &[u8]) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(file);
+    if std::env::var_os("REGENERATE_FIXTURES").is_some() {
+        std::fs::write(&path, written).unwrap();
+    }
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 pub(crate) fn name(table: &str) -> TableName {
     TableName::new("public", table)
 }

@@ -23,9 +23,12 @@ mod filter;
 #[cfg(test)]
 mod fixtures;
 mod idempotency;
+mod index;
 mod keys;
 mod location;
 mod maintain;
+mod map;
+mod numbered;
 mod optimize;
 mod probe;
 mod registry;
@@ -46,16 +49,21 @@ pub use catalog::{
     Catalog, CreateMode, DEFAULT_SCHEMA, DropSchema, ExternalTable, Relation, SchemaEntry, TableDefinition, TableEntry,
     TableName, ViewEntry,
 };
-pub use change::{Change, Committed};
+pub use change::{Change, Committed, Copied};
 pub use check::{CheckReport, Finding, FindingStatus};
 pub use checksums::ChecksumFigures;
 pub use database::{Database, OpenOptions};
 pub use error::{Failure, Result, Source, StorageError};
 pub use idempotency::{IdempotencyKey, Once};
+pub use index::{
+    Coverage, CoveredSegment, IndexDefinition, IndexManifest, LocalRows, NewIndex, NewSegment, NewUnit, OpenIndex,
+    Section, Segment, SegmentCacheFigures, SegmentEntry, Tier, UncoveredChunk, UncoveredUnit, Unit,
+};
 pub use keys::can_be_key;
 pub use maintain::VacuumReport;
 pub use optimize::OptimizeReport;
 pub use retention::Retention;
+pub use roaring::RoaringBitmap;
 pub use scan::{ROW_ADDRESS, SCAN_BUFFER_BYTES, SCAN_BUFFER_BYTES_MIN, ScanPartition, ScanRequest, scan_batch_bytes};
 pub use schema_change::NewDefault;
 pub use secret::Secret;

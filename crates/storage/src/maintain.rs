@@ -66,7 +66,12 @@ impl Database {
             self.past().clear();
             removed?
         };
-        Ok(report(&stats, oldest_kept))
+        // The versions first: what they named is garbage now.
+        let collected = self.collect_indexes(entry, dry_run).await?;
+        let mut report = report(&stats, oldest_kept);
+        report.files_removed += collected.files;
+        report.bytes_removed += collected.bytes;
+        Ok(report)
     }
 
     /// The dataset of a snapshot, with commits that follow it and no other.

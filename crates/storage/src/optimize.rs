@@ -17,7 +17,6 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, CompactionTask, IndexRemapMode, compact_files, plan_compaction};
 use lance::dataset::transaction::{Operation, RewriteGroup};
-use lance_core::datatypes::Schema as LanceSchema;
 use lance_core::utils::tokio::get_num_compute_intensive_cpus;
 use lance_table::format::{DataFile, Fragment};
 use tokio::sync::OwnedMutexGuard;
@@ -26,6 +25,7 @@ use crate::catalog::{TableEntry, TableName};
 use crate::change::stale_if;
 use crate::database::Database;
 use crate::error::{Result, StorageError};
+use crate::index::moved::Copies;
 use crate::scan::{SCAN_BUFFER_BYTES, SCAN_BUFFER_BYTES_MIN, scan_batch_bytes};
 use crate::snapshot::{FragmentShape, Snapshot, guard};
 use crate::turn::{Turn, gone};
@@ -121,6 +121,7 @@ impl Database {
                 return Ok(newest);
             }
             let rewritten = plan.rewrite().await?;
+            rewritten.follow().await;
             let landed = self.commit_rewritten(name, entry, &rewritten, permit.as_ref()).await?;
             let is_all = landed.as_ref().is_some_and(|landed| landed.parts == rewritten.parts.len());
             if let Some(landed) = landed {
@@ -262,7 +263,7 @@ impl Plan {
             .buffer_unordered(at_once)
             .try_collect()
             .await?;
-        Ok(Rewritten { schema: dataset.schema().clone(), parts })
+        Ok(Rewritten { snapshot: snapshot.clone(), parts })
     }
 }
 
@@ -315,7 +316,8 @@ type Placed<'a> = (Range<usize>, &'a Part);
 
 /// New fragments that no version names yet.
 struct Rewritten {
-    schema: LanceSchema,
+    /// What was rewritten.
+    snapshot: Snapshot,
     parts: Vec<Part>,
 }
 
@@ -329,6 +331,23 @@ struct Landed {
 }
 
 impl Rewritten {
+    /// Has indexes cover the rows where they stand now. Whatever fails is logged.
+    async fn follow(&self) {
+        let Some(indexes) = self.snapshot.table_indexes() else { return };
+        let mut copies = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let dead = part.before.iter().map(|fragment| async {
+                let number = u32::try_from(fragment.id).unwrap_or(u32::MAX);
+                self.snapshot.deleted_rows(number).await
+            });
+            match futures::future::try_join_all(dead).await {
+                Ok(dead) => copies.extend(Copies::of_rewrite(&part.before, &dead, &part.after)),
+                Err(error) => tracing::warn!(%error, "rows that were rewritten are not followed"),
+            }
+        }
+        indexes.follow(&self.snapshot, &copies, None).await;
+    }
+
     /// Commits the parts that are right in the version of the turn. `None`: none is.
     async fn commit(&self, turn: Turn) -> Result<Option<Landed>> {
         let head = turn.snapshot().clone();
@@ -353,7 +372,7 @@ impl Rewritten {
     /// The parts that may take their places in `head`, in the order of rows.
     fn right_in(&self, head: &Snapshot) -> Vec<Placed<'_>> {
         // Columns that came or went need no new files, so the fragments would not tell.
-        if !is_plain(head) || self.schema != *head.dataset().schema() {
+        if !is_plain(head) || self.snapshot.dataset().schema() != head.dataset().schema() {
             return vec![];
         }
         let placed = self.parts.iter().filter_map(|part| Some((part.place_in(head.fragments())?, part)));

@@ -1,9 +1,10 @@
 //! One version of one table, pinned: its columns, its size and its fragments. Reading rows is in `scan.rs`, which
-//! filters can be pushed down in `filter.rs`, vectors in `vectors.rs`.
+//! filters can be pushed down in `filter.rs`, vectors in `vectors.rs`, what indexes cover in `index/coverage.rs`.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use futures::FutureExt;
@@ -13,9 +14,11 @@ use lance_core::datatypes::Schema as LanceSchema;
 use lance_file::version::ConcreteFileVersion;
 use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
+use tokio::sync::OnceCell;
 
 use crate::commit::{check_format, committed_at_us};
 use crate::error::{Result, StorageError};
+use crate::index::{Coverage, TableIndexes};
 use crate::keys::without_key_mark;
 use crate::store::Root;
 use crate::vectors::VectorCache;
@@ -34,7 +37,22 @@ struct Inner {
     bytes: Option<u64>,
     fragments: Vec<FragmentShape>,
     can_cut: bool,
-    cache: Arc<VectorCache>,
+    shared: Shared,
+    /// What indexes cover, by the `id` of the index: what it was worked out for, and the outcome.
+    coverages: Mutex<HashMap<String, (Stamp, CoverageCell)>>,
+}
+
+/// The number of a list of indexes, and how many segments had been found damaged.
+type Stamp = (u64, u64);
+
+type CoverageCell = Arc<OnceCell<Arc<Coverage>>>;
+
+/// What the versions of a table share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) cache: Arc<VectorCache>,
+    /// `None` for a table of others.
+    pub(crate) indexes: Option<Arc<TableIndexes>>,
 }
 
 /// A fragment and its number of physical rows.
@@ -59,18 +77,18 @@ impl fmt::Debug for Snapshot {
 
 impl Snapshot {
     /// Opens the newest version of the dataset in `relative` below `root`.
-    pub(crate) async fn open(root: &Root, relative: &str, cache: Arc<VectorCache>) -> Result<Self> {
-        let shown = shown(root, relative);
+    pub(crate) async fn open(root: &Root, relative: &str, shared: Shared) -> Result<Self> {
+        let location = shown(root, relative);
         let builder = DatasetBuilder::from_uri(root.lance_uri(relative)?)
             .with_session(root.session())
             .with_store_params(root.params());
-        let what = format!("cannot open table files {shown}");
+        let what = format!("cannot open table files {location}");
         let loaded = guard(&what, builder.load()).await?;
-        Self::of(Arc::new(loaded), shown, cache).await
+        Self::of(Arc::new(loaded), location, shared).await
     }
 
     /// Wraps an open dataset. Cost: no I/O, except for datasets of very old writers.
-    pub(crate) async fn of(dataset: Arc<Dataset>, location: String, cache: Arc<VectorCache>) -> Result<Self> {
+    pub(crate) async fn of(dataset: Arc<Dataset>, location: String, shared: Shared) -> Result<Self> {
         let what = format!("cannot open table files {location}");
         check_format(&dataset.manifest().config, &location)?;
         let mut fragments = Vec::with_capacity(dataset.count_fragments());
@@ -101,7 +119,8 @@ impl Snapshot {
         let schema = Arc::new(Schema::new(fields));
         let format = dataset.manifest().data_storage_format.lance_file_format();
         let can_cut = known && format != ConcreteFileVersion::V1;
-        let inner = Inner { dataset, schema, location, rows, bytes, fragments, can_cut, cache };
+        let coverages = Mutex::default();
+        let inner = Inner { dataset, schema, location, rows, bytes, fragments, can_cut, shared, coverages };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -116,12 +135,12 @@ impl Snapshot {
         let what = format!("cannot open table files {}", self.location());
         let mut dataset = self.inner.dataset.as_ref().clone();
         guard(&what, dataset.checkout_latest()).await?;
-        Self::of(Arc::new(dataset), self.inner.location.clone(), self.inner.cache.clone()).await
+        Self::of(Arc::new(dataset), self.inner.location.clone(), self.inner.shared.clone()).await
     }
 
     /// Another version of the same dataset.
     pub(crate) async fn sibling(&self, dataset: Dataset) -> Result<Self> {
-        Self::of(Arc::new(dataset), self.inner.location.clone(), self.inner.cache.clone()).await
+        Self::of(Arc::new(dataset), self.inner.location.clone(), self.inner.shared.clone()).await
     }
 
     /// The columns. Metadata of fields is kept, that of the schema is not.
@@ -191,7 +210,36 @@ impl Snapshot {
     }
 
     pub(crate) fn cache(&self) -> &Arc<VectorCache> {
-        &self.inner.cache
+        &self.inner.shared.cache
+    }
+
+    /// The index files of the table; `None` for a table of others.
+    pub(crate) fn table_indexes(&self) -> Option<&Arc<TableIndexes>> {
+        self.inner.shared.indexes.as_ref()
+    }
+
+    /// Where it is kept what an index covers.
+    pub(crate) fn coverage_cell(&self, index: &str, stamp: Stamp) -> CoverageCell {
+        let mut coverages = self.inner.coverages.lock().unwrap_or_else(PoisonError::into_inner);
+        match coverages.get(index) {
+            Some((known, cell)) if *known == stamp => Arc::clone(cell),
+            _ => {
+                let cell = CoverageCell::default();
+                coverages.insert(index.to_owned(), (stamp, Arc::clone(&cell)));
+                cell
+            }
+        }
+    }
+
+    /// The number of a column, which no other column ever has.
+    pub(crate) fn field_id(&self, column: &str) -> Result<i32> {
+        Ok(self.lance_projection(&[column])?.fields.first().map_or(-1, |field| field.id))
+    }
+
+    /// The column of this number, if there is one in this version.
+    pub(crate) fn column_of(&self, field_id: i32) -> Option<String> {
+        let fields = &self.inner.dataset.schema().fields;
+        fields.iter().find(|field| field.id == field_id).map(|field| field.name.clone())
     }
 
     /// The column of this name.
@@ -220,7 +268,7 @@ impl Snapshot {
                 fields.push(field.clone());
             }
         }
-        Ok(LanceSchema { fields, metadata: std::collections::HashMap::default() })
+        Ok(LanceSchema { fields, metadata: HashMap::default() })
     }
 }
 

@@ -4,7 +4,7 @@
 //! follows from its address. Data files never change and have unique names: the cache is keyed by file, and what is
 //! deleted in which version is added when a chunk is handed out.
 
-mod pages;
+pub(crate) mod pages;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -226,7 +226,7 @@ async fn commit(
     let deleted = std::mem::take(&mut gathered.deleted);
     let inserted = gathered.inserted.take();
     let once = key.map(|key| Once { key, count: gathered.count });
-    turn.commit(Change { operation, deleted, inserted, progress: None, once }).await?;
+    turn.commit(Change { operation, deleted, inserted, copied: None, progress: None, once }).await?;
     Ok(gathered)
 }
 

@@ -25,10 +25,10 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::{Catalog, ExternalTable, Relation, SchemaEntry, TableEntry, ViewEntry};
 use crate::error::{Result, StorageError};
+use crate::numbered::is_damaged_nonce;
 use crate::retention::Retention;
 use crate::users::{Role, UserEntry};
 
@@ -43,9 +43,6 @@ const VERSION_WITH_RETENTION: u32 = 2;
 
 /// The version that is written otherwise.
 const VERSION_PLAIN: u32 = 1;
-
-/// Letters of a nonce without its checksum.
-const NONCE_DIGITS: usize = 32;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -114,20 +111,6 @@ pub(crate) struct Decoded {
     pub(crate) nonce: String,
 }
 
-/// A new nonce. It proves itself, as nothing else in the file covers it: a writer that did not know its own file again
-/// would make its change twice.
-pub(crate) fn nonce(id: Uuid) -> String {
-    let digits = id.simple().to_string();
-    format!("{digits}-{:08x}", crc32fast::hash(digits.as_bytes()))
-}
-
-fn is_damaged(nonce: &str) -> bool {
-    match nonce.split_once('-') {
-        Some((digits, sum)) => format!("{:08x}", crc32fast::hash(digits.as_bytes())) != sum,
-        None => nonce.len() > NONCE_DIGITS,
-    }
-}
-
 /// The bytes of `catalog` as file number `catalog.number`.
 pub(crate) fn encode(catalog: &Catalog, nonce: &str) -> Result<Vec<u8>> {
     let mut schemas = BTreeMap::new();
@@ -191,7 +174,7 @@ pub(crate) fn decode(bytes: &[u8], number: u64, file: &str) -> Result<Decoded> {
     if crc32 != header.crc32 {
         return Err(corrupt(format!("its checksum is {crc32} instead of {}", header.crc32)));
     }
-    if is_damaged(&header.nonce) {
+    if is_damaged_nonce(&header.nonce) {
         return Err(corrupt("its nonce is not what was written".to_owned()));
     }
     if header.number != number {
@@ -274,8 +257,11 @@ fn schema_from_hex(hex: &str) -> Result<SchemaRef> {
 mod tests {
     use arrow::datatypes::{DataType, Field};
 
+    use uuid::Uuid;
+
     use super::*;
     use crate::catalog::{CreateMode, DEFAULT_SCHEMA, TableName};
+    use crate::numbered::nonce;
 
     fn sample() -> Catalog {
         let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int32, true)]));

@@ -49,7 +49,7 @@ impl CatalogLog {
     /// Whether the file held one.
     async fn forget_in(&self, number: u64, newest: &Catalog) -> Result<bool> {
         let Some(there) = self.read(number).await? else { return Ok(false) };
-        let format::Decoded { mut catalog, nonce } = there;
+        let (mut catalog, nonce) = there;
         let mut is_changed = false;
         for (name, user) in &mut catalog.users {
             let holds = newest.users.get(name).and_then(|user| user.password_hash.as_ref());

@@ -8,7 +8,7 @@ use crate::{AsOf, Database, IdempotencyKey, Once, OpenOptions, StorageError};
 
 fn change(deleted: Vec<u64>, inserted: Option<std::ops::Range<i32>>) -> Change {
     let inserted = inserted.map(|ids| stream(vec![rows(ids)]));
-    Change { operation: "UPDATE", deleted, inserted, progress: None, once: None }
+    Change { operation: "UPDATE", deleted, inserted, copied: None, progress: None, once: None }
 }
 
 /// Addresses of the rows with these ids.

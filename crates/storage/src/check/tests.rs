@@ -73,7 +73,7 @@ async fn exchange(database: &Database, t: &TableEntry, gone: i32, comes: i32) ->
     let deleted = ids(turn.snapshot()).await.into_iter().filter(|(id, _)| *id == gone).map(|(_, at)| at).collect();
     let inserted = Some(stream(vec![rows(comes..comes + 1)]));
     let once = Some(Once { key, count: 1 });
-    let change = Change { operation: "UPDATE", deleted, inserted, progress: None, once };
+    let change = Change { operation: "UPDATE", deleted, inserted, copied: None, progress: None, once };
     turn.commit(change).await.unwrap().version
 }
 

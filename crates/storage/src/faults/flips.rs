@@ -132,7 +132,7 @@ async fn delete(
     let turn = database.turn(&name("t"), &entry(database, &name("t")).await).await.unwrap();
     let rows = ids(turn.snapshot()).await;
     let deleted = rows.into_iter().filter(|(id, _)| goes(*id)).map(|(_, address)| address).collect();
-    let change = Change { operation: "DELETE", deleted, inserted, progress: None, once };
+    let change = Change { operation: "DELETE", deleted, inserted, copied: None, progress: None, once };
     turn.commit(change).await.unwrap().version
 }
 

@@ -345,7 +345,8 @@ impl Run {
             assert_eq!(found, *expected, "seed {}: a turn begins with the newest version", self.seed);
             let deleted = gone.iter().map(|key| addresses[key]).collect();
             let inserted = batch.map(|batch| stream(vec![batch]));
-            turn.commit(Change { operation: "UPDATE", deleted, inserted, progress: None, once: None }).await
+            turn.commit(Change { operation: "UPDATE", deleted, inserted, copied: None, progress: None, once: None })
+                .await
         };
         let outcome = outcome.await;
         done(if is_upsert { "upsert" } else { "delete" }, outcome, &self.world, after)
@@ -467,5 +468,7 @@ async fn send(database: &Database, batch: RecordBatch, key: &IdempotencyKey) -> 
     }
     let once = Some(Once { key: key.clone(), count });
     let inserted = Some(stream(vec![batch]));
-    turn.commit(Change { operation: "INSERT", deleted: vec![], inserted, progress: None, once }).await.map(|_| ())
+    turn.commit(Change { operation: "INSERT", deleted: vec![], inserted, copied: None, progress: None, once })
+        .await
+        .map(|_| ())
 }

@@ -30,7 +30,9 @@ async fn change(database: &Database, entry: &TableEntry, gone: &[i32], come: Opt
     let there = ids(turn.snapshot()).await;
     let deleted = there.into_iter().filter(|(id, _)| gone.contains(id)).map(|(_, address)| address).collect();
     let inserted = come.map(|ids| stream(vec![rows(ids)]));
-    turn.commit(Change { operation: "UPDATE", deleted, inserted, progress: None, once: None }).await.unwrap();
+    turn.commit(Change { operation: "UPDATE", deleted, inserted, copied: None, progress: None, once: None })
+        .await
+        .unwrap();
 }
 
 /// Rewrites the newest version, but for the fragments in these places, and commits nothing.

@@ -17,7 +17,7 @@ async fn delete(database: &Database, entry: &TableEntry, gone: std::ops::Range<i
     let turn = database.turn(&name("t"), entry).await.unwrap();
     let rows = ids(turn.snapshot()).await;
     let deleted = rows.into_iter().filter(|(id, _)| gone.contains(id)).map(|(_, address)| address).collect();
-    turn.commit(Change { operation: "DELETE", deleted, inserted: None, progress: None, once: None })
+    turn.commit(Change { operation: "DELETE", deleted, inserted: None, copied: None, progress: None, once: None })
         .await
         .unwrap()
         .version

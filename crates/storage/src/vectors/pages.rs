@@ -1,4 +1,4 @@
-//! Memory for decoded vectors, in large pages where the system has them.
+//! Memory for decoded vectors and for segments of indexes, in large pages where the system has them.
 //!
 //! A scan of many megabytes walks through thousands of small pages, and each of them costs a look at the page table and
 //! stops the core's fetching ahead. In pages of 2 MiB, the same scan of 150 MB of f32 takes three quarters of the time
@@ -14,7 +14,7 @@ const PAGE_BYTES: usize = 2 << 20;
 const LARGE_BYTES_MIN: usize = 4 * PAGE_BYTES;
 
 /// Bytes being filled from the front, as many as were asked for at the start.
-pub(super) struct Pages {
+pub(crate) struct Pages {
     memory: Memory,
     /// Bytes filled.
     filled: usize,
@@ -38,7 +38,7 @@ impl LargePages {
         let mapping = MmapMut::map_anon(bytes.checked_add(PAGE_BYTES)?).ok()?;
         // A wish: without large pages the memory is as good as any.
         if let Err(error) = mapping.advise(Advice::HugePage) {
-            tracing::debug!(%error, "no large pages for decoded vectors");
+            tracing::debug!(%error, "no large pages");
         }
         let start = mapping.as_ptr().align_offset(PAGE_BYTES);
         (start <= PAGE_BYTES).then_some(Self { mapping, start, bytes })
@@ -53,19 +53,19 @@ impl AsRef<[u8]> for LargePages {
 
 impl Pages {
     /// Room for so many bytes.
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         let large = (bytes >= LARGE_BYTES_MIN).then(|| LargePages::new(bytes)).flatten();
         let memory = large.map_or_else(|| Memory::Heap(MutableBuffer::new(bytes)), Memory::Large);
         Self { memory, filled: 0 }
     }
 
     /// Bytes filled so far; more than there is room for if too many came.
-    pub(super) fn filled(&self) -> usize {
+    pub(crate) fn filled(&self) -> usize {
         self.filled
     }
 
     /// Adds bytes. Those beyond the room are counted and not kept: the caller compares and refuses.
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
         match &mut self.memory {
             Memory::Heap(buffer) => buffer.extend_from_slice(bytes),
             Memory::Large(pages) => {
@@ -79,7 +79,7 @@ impl Pages {
     }
 
     /// Adds zeros.
-    pub(super) fn extend_zeros(&mut self, bytes: usize) {
+    pub(crate) fn extend_zeros(&mut self, bytes: usize) {
         self.filled += bytes;
         // A mapping is zeros to begin with.
         if let Memory::Heap(buffer) = &mut self.memory {
@@ -88,7 +88,7 @@ impl Pages {
     }
 
     /// What was filled, without a copy.
-    pub(super) fn into_buffer(self) -> Buffer {
+    pub(crate) fn into_buffer(self) -> Buffer {
         match self.memory {
             Memory::Heap(buffer) => Buffer::from(buffer),
             Memory::Large(pages) => Buffer::from(bytes::Bytes::from_owner(pages)).slice_with_length(0, self.filled),
