@@ -18,7 +18,8 @@ const INFORMATION: &str = "information_schema";
 const SYSTEM: &str = "system";
 const INFORMATION_TABLES: &[&str] =
     &["schemata", "tables", "columns", "views", "table_constraints", "key_column_usage"];
-const SYSTEM_TABLES: &[&str] = &["queries", "settings", "slow_queries", "tables", "users", "versions"];
+const SYSTEM_TABLES: &[&str] =
+    &["indexes", "queries", "segments", "settings", "slow_queries", "tables", "users", "versions"];
 
 /// The names of all tables here.
 pub(crate) fn names() -> impl Iterator<Item = RelationName> {
@@ -50,6 +51,8 @@ pub(crate) async fn table(
         (INFORMATION, "views") => views(tables).await?,
         (INFORMATION, "table_constraints") => table_constraints(tables).await?,
         (INFORMATION, "key_column_usage") => key_column_usage(tables).await?,
+        (SYSTEM, "indexes") => crate::index_tables::indexes(session, tables).await?,
+        (SYSTEM, "segments") => crate::index_tables::segments(session, tables).await?,
         (SYSTEM, "queries") => queries(session, tables, session.engine().queries().running()).await?,
         (SYSTEM, "settings") => settings(session)?,
         (SYSTEM, "slow_queries") => queries(session, tables, session.engine().queries().slow()).await?,
@@ -62,14 +65,14 @@ pub(crate) async fn table(
     Ok(Some(Arc::new(table)))
 }
 
-fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
+pub(crate) fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
     let fields: Vec<Field> =
         columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(DataFusionError::from)?)
 }
 
-fn texts<T: Into<Option<String>>>(values: impl IntoIterator<Item = T>) -> ArrayRef {
+pub(crate) fn texts<T: Into<Option<String>>>(values: impl IntoIterator<Item = T>) -> ArrayRef {
     Arc::new(StringArray::from_iter(values.into_iter().map(Into::into)))
 }
 

@@ -54,7 +54,7 @@ impl Deadline {
 /// the newest version, fail if it is replaced meanwhile, and may take long on a large table.
 fn reads_versions(kind: &StatementKind) -> bool {
     match kind {
-        StatementKind::CopyFrom(_) | StatementKind::Check(_) => false,
+        StatementKind::CopyFrom(_) | StatementKind::Check(_) | StatementKind::Index(_) => false,
         StatementKind::Time(time) => !matches!(time.as_ref(), TimeStatement::Optimize(_) | TimeStatement::Vacuum(_)),
         _ => true,
     }

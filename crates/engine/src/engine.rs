@@ -1,7 +1,7 @@
 //! An open database: its storage, its memory, and the sessions on it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -13,6 +13,7 @@ use operators::physical::SagittaPlanner;
 use planner::settings::Settings;
 use storage::{Database, OpenOptions};
 
+use crate::indexes::Builds;
 use crate::memory::{Held, Memory};
 use crate::password::Passwords;
 use crate::queries::Queries;
@@ -92,6 +93,15 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
+/// An engine that may be closed meanwhile.
+pub(crate) struct WeakEngine(Weak<Inner>);
+
+impl WeakEngine {
+    pub(crate) fn upgrade(&self) -> Option<Engine> {
+        self.0.upgrade().map(|inner| Engine { inner })
+    }
+}
+
 struct Inner {
     database: Database,
     runtime: Arc<RuntimeEnv>,
@@ -100,6 +110,7 @@ struct Inner {
     /// What the process may hold.
     limit_bytes: usize,
     memory_is_scarce: AtomicBool,
+    builds: Builds,
     queries: Arc<Queries>,
     roots: Option<AllowedRoots>,
     passwords: Passwords,
@@ -144,11 +155,14 @@ impl Engine {
             memory,
             limit_bytes: limit,
             memory_is_scarce: AtomicBool::new(false),
+            builds: Builds::default(),
             queries,
             roots,
             passwords,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let engine = Self { inner: Arc::new(inner) };
+        engine.find_indexes();
+        Ok(engine)
     }
 
     /// Where the database is, as users write it.
@@ -276,6 +290,20 @@ impl Engine {
 
     pub(crate) fn queries(&self) -> &Arc<Queries> {
         &self.inner.queries
+    }
+
+    /// A handle that does not keep the database open.
+    pub(crate) fn downgrade(&self) -> WeakEngine {
+        WeakEngine(Arc::downgrade(&self.inner))
+    }
+
+    /// Threads of a statement.
+    pub(crate) fn threads(&self) -> usize {
+        self.inner.threads
+    }
+
+    pub(crate) fn builds(&self) -> &Builds {
+        &self.inner.builds
     }
 
     pub(crate) fn database(&self) -> &Database {

@@ -170,6 +170,7 @@ impl Session {
                 .build()?;
         let rows = run_insert(&plan, &state).await?;
         progress.report(rows, 0);
+        self.engine().look_after_indexes();
         Ok(rows)
     }
 }

@@ -26,6 +26,8 @@ mod error;
 mod explain;
 mod files;
 mod import;
+mod index_tables;
+mod indexes;
 mod ingest;
 mod insert;
 mod keys;

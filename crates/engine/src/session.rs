@@ -251,6 +251,9 @@ impl Session {
         };
         running.leave_run();
         let result = result?.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
+        if result.is_ok() && !crate::time::is_reading(&statement.kind) {
+            self.engine().look_after_indexes();
+        }
         result.map_err(|error| statement.place(error))
     }
 
@@ -380,6 +383,7 @@ impl Session {
             StatementKind::CopyFrom(copy) => self.copy_from(copy).await,
             StatementKind::Reset(name) => self.reset(name),
             StatementKind::Time(time) => self.time(time, parameters).boxed().await,
+            StatementKind::Index(index) => self.change_indexes(index).boxed().await,
             StatementKind::Check(table) => self.check(table).boxed().await,
             StatementKind::Kill(id) => self.kill_query(id).await,
             StatementKind::User(user) => self.change_users(user).boxed().await,

@@ -150,7 +150,10 @@ pub(crate) fn is_reading(kind: &StatementKind) -> bool {
             _ => false,
         },
         StatementKind::Substrait(_) => true,
-        StatementKind::CreateExternal(_) | StatementKind::CopyFrom(_) | StatementKind::User(_) => false,
+        StatementKind::CreateExternal(_)
+        | StatementKind::CopyFrom(_)
+        | StatementKind::Index(_)
+        | StatementKind::User(_) => false,
     }
 }
 

@@ -7,6 +7,8 @@ pub mod change;
 pub mod changes;
 pub mod cooperate;
 pub mod fetch_rows;
+pub mod index_build;
+mod index_search;
 pub mod insert;
 pub mod physical;
 mod row_buffer;

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::common::{DFSchema, internal_err};
-use datafusion::error::{DataFusionError, Result};
+use datafusion::common::{DFSchema, internal_err, plan_err};
+use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
@@ -15,11 +15,13 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 use planner::change::Change;
 use planner::fetch_rows::FetchRows;
 use planner::settings::Settings;
-use planner::vector_search::VectorSearch;
+use planner::vector_search::{Reach, VectorSearch};
+use storage::Snapshot;
 
 use crate::bind::has_parameters;
 use crate::change::{ChangeExec, Gathering};
 use crate::fetch_rows::FetchRowsExec;
+use crate::index_search::serving;
 use crate::table::SnapshotTable;
 use crate::vector_search::{QueryVector, VectorSearchExec};
 
@@ -59,20 +61,36 @@ impl ExtensionPlanner for Operators {
         let Some(table) = table.downcast_ref::<SnapshotTable>() else {
             return internal_err!("a search runs in a snapshot, not in {:?}", search.table);
         };
-        if Settings::of(state.config_options()).require_index {
-            return Err(DataFusionError::Plan(format!(
-                "require_index is on, and no index serves a search in {}.{}; indexes are not built yet: SET require_index = off",
-                search.table_name, search.vector
-            )));
-        }
+        let index = index_of(search, &table.snapshot, &Settings::of(state.config_options())).await?;
         let query = match has_parameters(&search.query) {
             true => QueryVector::Open(search.query.clone()),
             false => QueryVector::Ready(planner.create_physical_expr(&search.query, &DFSchema::empty(), state)?),
         };
         let schema = Arc::clone(search_schema(search));
-        let plan = VectorSearchExec::try_new(search, table.snapshot.clone(), query, inputs.first().cloned(), schema)?;
+        let plan =
+            VectorSearchExec::try_new(search, table.snapshot.clone(), query, inputs.first().cloned(), index, schema)?;
         Ok(Some(Arc::new(plan)))
     }
+}
+
+/// The index that serves a search now, for EXPLAIN: which one does is looked up again when the search runs.
+///
+/// # Errors
+/// None does, and one is required.
+async fn index_of(search: &VectorSearch, snapshot: &Snapshot, settings: &Settings) -> Result<Option<String>> {
+    let is_nearest = matches!(search.reach, Reach::Nearest { .. });
+    let is_approximate = is_nearest && !settings.exact && settings.recall_target < 1.0;
+    let serving = match is_approximate {
+        true => serving(snapshot, &search.vector, search.metric).await?,
+        false => None,
+    };
+    if serving.is_none() && settings.require_index {
+        let (table, column, metric) = (&search.table_name, &search.vector, search.metric.name());
+        return plan_err!(
+            "require_index is on, and no index serves a search in {table}.{column} by {metric}; CREATE INDEX ON {table} USING auto ({column} {metric}), or SET require_index = off"
+        );
+    }
+    Ok(serving.map(|(index, spec)| format!("{} ({})", index.name, spec.method)))
 }
 
 fn plan_change(change: &Change, input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {

@@ -28,6 +28,7 @@ use datafusion::physical_plan::{
 use futures::{StreamExt, TryStreamExt};
 use kernels::{Metric, Neighbor, Query, TopK};
 use planner::functions::distance::check_metric;
+use planner::settings::Settings;
 use planner::vector_search::{Reach, VectorSearch};
 use planner::vector_type::VectorType;
 use planner::vectors::VectorArray;
@@ -36,6 +37,7 @@ use storage::{Snapshot, VectorChunk, VectorChunkRef};
 use crate::bind::with_values;
 use crate::buffers::{Buffers, fetch_bytes};
 use crate::external;
+use crate::index_search::{IndexCounts, IndexSearch, serving};
 
 /// Rows that one worker compares before it looks for cancellation and takes the next: some 300 µs of work.
 const SLICE_ROWS: usize = 4_096;
@@ -44,7 +46,7 @@ const WAVE_CHUNKS: usize = 4;
 /// Rows whose columns are fetched at once.
 const FETCH_ROWS_MAX: usize = 8_192;
 
-/// Searches one snapshot with one query vector; every candidate is compared, so the answer is exact.
+/// Searches one snapshot with one query vector: by an index where one serves it, else by comparing every candidate.
 #[derive(Debug)]
 pub struct VectorSearchExec {
     snapshot: Snapshot,
@@ -56,6 +58,8 @@ pub struct VectorSearchExec {
     query: QueryVector,
     candidates: Option<Arc<dyn ExecutionPlan>>,
     columns: Vec<String>,
+    /// The index that serves it, as EXPLAIN shows it.
+    index: Option<String>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -89,6 +93,7 @@ impl VectorSearchExec {
         snapshot: Snapshot,
         query: QueryVector,
         candidates: Option<Arc<dyn ExecutionPlan>>,
+        index: Option<String>,
         schema: SchemaRef,
     ) -> Result<Self> {
         let table_schema = snapshot.schema();
@@ -113,6 +118,7 @@ impl VectorSearchExec {
             query,
             candidates,
             columns: search.column_names(),
+            index,
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
         })
@@ -166,6 +172,7 @@ impl VectorSearchExec {
             query: self.query.clone(),
             candidates,
             columns: self.columns.clone(),
+            index: self.index.clone(),
             properties: Arc::clone(&self.properties),
             metrics: ExecutionPlanMetricsSet::new(),
         }
@@ -182,6 +189,8 @@ impl VectorSearchExec {
             reach: self.reach,
             workers: context.session_config().target_partitions().max(1),
             decoded_bytes_max: Buffers::of(context.session_config()).search as u64,
+            settings: Settings::of(context.session_config().options()),
+            index: IndexCounts::new(&self.metrics),
             candidates: counter("candidates"),
             compared: counter("vectors_compared"),
             from_cache: counter("vectors_from_cache"),
@@ -222,7 +231,11 @@ impl DisplayAs for VectorSearchExec {
             }
         }
         let candidates = if self.candidates.is_some() { "predicates first" } else { "all rows" };
-        write!(f, ", way=exact, candidates={candidates}, query={}", shown(&self.query.to_string()))?;
+        match &self.index {
+            Some(index) => write!(f, ", way=index {index}")?,
+            None => write!(f, ", way=exact")?,
+        }
+        write!(f, ", candidates={candidates}, query={}", shown(&self.query.to_string()))?;
         write!(f, ", distance IS NOT NULL, fetch after=[{}]", self.columns.join(", "))
     }
 }
@@ -350,6 +363,8 @@ struct Run {
     workers: usize,
     /// Bytes of the chunks that are decoded at once, unless one alone has more.
     decoded_bytes_max: u64,
+    settings: Settings,
+    index: IndexCounts,
     candidates: Count,
     compared: Count,
     from_cache: Count,
@@ -365,19 +380,23 @@ impl Run {
         context: &TaskContext,
     ) -> Result<(Vec<Neighbor>, MemoryReservation)> {
         let reservation = MemoryConsumer::new("VectorSearchExec").register(context.memory_pool());
-        let Some(query) = self.query(query.as_ref())? else { return Ok((vec![], reservation)) };
+        let Some((query, vector)) = self.query(query.as_ref())? else { return Ok((vec![], reservation)) };
         let selected = match candidates {
             Some(stream) => Some(self.addresses(stream, &reservation).await?),
             None => None,
         };
-        let chunks = self.snapshot.vector_chunks(&self.vector).map_err(external)?;
-        let chunks: Vec<(VectorChunkRef, Option<Vec<u32>>)> =
-            chunks.into_iter().filter_map(|chunk| within_chunk(chunk, selected.as_deref())).collect();
+        let (mut found, chunks) = match self.by_index(&query, &vector, selected.as_deref()).await? {
+            Some(answered) => answered,
+            None => {
+                let chunks = self.snapshot.vector_chunks(&self.vector).map_err(external)?;
+                let chunks = chunks.into_iter().filter_map(|chunk| within_chunk(chunk, selected.as_deref()));
+                (Found::new(self.reach), chunks.collect())
+            }
+        };
         // The offsets of the candidates are told from their addresses, and take half of their room beside them.
         let addresses = selected.as_ref().map_or(0, |selected| selected.len() * size_of::<u64>());
         reservation.try_resize(addresses / 2 * 3)?;
         drop(selected);
-        let mut found = Found::new(self.reach);
         let (run, query) = (Arc::new(self), Arc::new(query));
         let mut rest = chunks.into_iter().peekable();
         while rest.peek().is_some() {
@@ -396,8 +415,34 @@ impl Run {
         Ok((found.into_hits(), reservation))
     }
 
+    /// What an index finds, and what it leaves to be compared; `None` if none serves the search.
+    async fn by_index(
+        &self,
+        query: &Query,
+        vector: &VectorArray,
+        selected: Option<&[u64]>,
+    ) -> Result<Option<(Found, Vec<(VectorChunkRef, Option<Vec<u32>>)>)>> {
+        let Reach::Nearest { k } = self.reach else { return Ok(None) };
+        if self.settings.exact || self.settings.recall_target >= 1.0 {
+            return Ok(None);
+        }
+        let Some((index, spec)) = serving(&self.snapshot, &self.vector, self.metric).await? else { return Ok(None) };
+        let search = IndexSearch {
+            snapshot: &self.snapshot,
+            column: &self.vector,
+            vector_type: self.vector_type,
+            k,
+            query,
+            vector,
+            settings: &self.settings,
+            counts: &self.index,
+        };
+        let answered = search.run(&index, &spec, selected).await?;
+        Ok(Some((Found::Nearest(answered.found), answered.rest)))
+    }
+
     /// Evaluates the query vector; `None` for NULL, which is near to nothing.
-    fn query(&self, expr: &dyn PhysicalExpr) -> Result<Option<Query>> {
+    fn query(&self, expr: &dyn PhysicalExpr) -> Result<Option<(Query, VectorArray)>> {
         let options = RecordBatchOptions::new().with_row_count(Some(1));
         let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &options)?;
         let value = expr.evaluate(&row)?.into_array(1)?;
@@ -422,7 +467,7 @@ impl Run {
         check_metric(self.metric.name(), self.metric, Some(self.vector_type), own.and(Some(vector.vector_type())))?;
         let query = Query::new(self.metric, dim, vector.vector(0))
             .map_err(|error| DataFusionError::Execution(error.to_string()))?;
-        Ok(Some(query))
+        Ok(Some((query, vector)))
     }
 
     fn query_error(&self, error: &DataFusionError) -> DataFusionError {
@@ -494,7 +539,10 @@ impl Run {
 }
 
 /// The offsets in a chunk that are candidates: `None` inside for all, nothing at all if there are none.
-fn within_chunk(chunk: VectorChunkRef, selected: Option<&[u64]>) -> Option<(VectorChunkRef, Option<Vec<u32>>)> {
+pub(crate) fn within_chunk(
+    chunk: VectorChunkRef,
+    selected: Option<&[u64]>,
+) -> Option<(VectorChunkRef, Option<Vec<u32>>)> {
     let Some(selected) = selected else { return Some((chunk, None)) };
     let (first, end) = (chunk.first_address, chunk.first_address + chunk.rows);
     let start = selected.partition_point(|address| *address < first);

@@ -13,6 +13,8 @@ pub mod do_nothing;
 pub mod duration;
 pub mod fetch_rows;
 pub mod functions;
+pub mod index_spec;
+pub mod index_statement;
 mod patterns;
 pub mod pin;
 pub mod relation;
@@ -35,6 +37,7 @@ pub mod vector_operators;
 pub mod vector_search;
 pub mod vector_type;
 pub mod vectors;
+mod words;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -15,6 +15,10 @@ extensions_options! {
         pub exact: bool, default = false
         /// on: a search that no index serves is an error
         pub require_index: bool, default = false
+        /// how many vertices a search of a graph keeps: more find more and take longer; 0: as many as recall_target takes
+        pub ef_search: usize, default = 0
+        /// how many lists a search of an IVF index reads: more find more and take longer; 0: as many as recall_target takes
+        pub nprobe: usize, default = 0
         /// where searches run: auto, cpu or gpu
         pub device: String, default = "auto".to_owned()
         /// statements that run longer are cancelled: a number of milliseconds or a text such as '30s'; 0 for never
@@ -34,6 +38,9 @@ const NOW: &str = "now";
 /// How long a statement that reads tables may run in any session of any process. VACUUM relies on it: it cannot know
 /// what other processes have set, so a session can only stay below.
 pub const QUERY_TIME_MAX: Duration = Duration::from_secs(3600);
+
+/// How hard a search may be told to look: as many vertices or lists.
+const EFFORT_MAX: usize = 65_536;
 
 /// The longest name of a statement, in bytes.
 const NAME_BYTES_MAX: usize = 255;
@@ -57,6 +64,7 @@ impl Settings {
             Kind::Switch => switch(name, value)?.to_string(),
             Kind::Share => share(name, value)?.to_string(),
             Kind::Device => device(value)?,
+            Kind::Effort => effort(name, value)?.to_string(),
             Kind::Duration => {
                 duration(name, value)?;
                 value.to_owned()
@@ -131,6 +139,7 @@ impl Settings {
             "exact" | "require_index" => Kind::Switch,
             "recall_target" => Kind::Share,
             "device" => Kind::Device,
+            "ef_search" | "nprobe" => Kind::Effort,
             "statement_timeout" => Kind::Duration,
             "max_query_time" => Kind::QueryTime,
             "as_of" => Kind::Moment,
@@ -150,6 +159,7 @@ enum Kind {
     Switch,
     Share,
     Device,
+    Effort,
     Duration,
     QueryTime,
     Moment,
@@ -177,6 +187,15 @@ fn device(value: &str) -> Result<String> {
             "device = 'gpu' is not built yet; use 'auto' or 'cpu'".into(),
         )),
         _ => plan_err!("device is 'auto', 'cpu' or 'gpu', not {value}"),
+    }
+}
+
+fn effort(name: &str, value: &str) -> Result<usize> {
+    match value.trim().parse() {
+        Ok(effort) if effort <= EFFORT_MAX => Ok(effort),
+        _ => plan_err!(
+            "{name} is a whole number from 0 to {EFFORT_MAX}, 0 for as many as recall_target takes, not {value}"
+        ),
     }
 }
 
@@ -228,6 +247,9 @@ mod tests {
             ("recall_target", "0", false),
             ("recall_target", "1.5", false),
             ("recall_target", "NaN", false),
+            ("ef_search", "100", true),
+            ("nprobe", "-1", false),
+            ("ef_search", "65537", false),
             ("exact", "on", true),
             ("exact", "maybe", false),
             ("device", "cpu", true),

@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use crate::dialect::SagittaDialect;
+use crate::index_statement::{self, IndexStatement};
 use crate::time_statement::{self, TimeStatement};
 use crate::tokens;
 use crate::user_statement::{self, UserStatement};
@@ -47,6 +48,8 @@ pub enum StatementKind {
     Reset(String),
     /// Tags, RESTORE, OPTIMIZE, VACUUM.
     Time(Box<TimeStatement>),
+    /// `CREATE INDEX`, `DROP INDEX`, `REINDEX`.
+    Index(Box<IndexStatement>),
     /// `CHECK TABLE table`.
     Check(ast::ObjectName),
     /// `KILL [QUERY] 'id'`.
@@ -133,6 +136,12 @@ fn parse_kind(part: &[TokenWithSpan]) -> Result<StatementKind> {
         let time = time_statement::parse(&mut parser).map_err(DataFusionError::from)?;
         return Ok(StatementKind::Time(Box::new(time)));
     }
+    if index_statement::starts(starts) {
+        let mut parser =
+            Parser::new(&SagittaDialect).with_tokens_with_locations(with_end(part)).with_recursion_limit(NESTING_MAX);
+        let index = index_statement::parse(&mut parser).map_err(DataFusionError::from)?;
+        return Ok(StatementKind::Index(Box::new(index)));
+    }
     if user_statement::starts(starts) {
         let mut parser =
             Parser::new(&SagittaDialect).with_tokens_with_locations(with_end(part)).with_recursion_limit(NESTING_MAX);
@@ -183,12 +192,9 @@ fn kind_of(statement: Parsed) -> Result<StatementKind> {
 
 /// Statements that the SQL surface promises and that are not built: some of them the parser does not even know.
 const UNBUILT: &[(&[&str], &str)] = &[
-    (&["CREATE", "INDEX"], EXACT),
-    (&["CREATE", "UNIQUE", "INDEX"], EXACT),
-    (&["CREATE", "VECTOR", "INDEX"], EXACT),
-    (&["DROP", "INDEX"], EXACT),
-    (&["REINDEX"], EXACT),
-    (&["ANALYZE"], EXACT),
+    (&["CREATE", "UNIQUE", "INDEX"], "a primary key is unique"),
+    (&["CREATE", "VECTOR", "INDEX"], "write CREATE INDEX name ON table USING method (column)"),
+    (&["ANALYZE"], "statistics are those that the files have"),
     (&["CHECK"], "write CHECK TABLE t"),
     (&["CREATE", "ROLE"], NO_ROLES),
     (&["ALTER", "ROLE"], NO_ROLES),
@@ -201,7 +207,6 @@ const UNBUILT: &[(&[&str], &str)] = &[
     (&["DETACH"], "forget a foreign dataset with DROP TABLE"),
 ];
 
-const EXACT: &str = "every search compares all candidates and is exact";
 const NO_ROLES: &str =
     "rights are given to users: write CREATE USER name PASSWORD '…' and GRANT READ ON SCHEMA s TO name";
 const ONE_TRANSACTION: &str = "each statement is its own transaction";
@@ -316,7 +321,7 @@ fn parse_explain_options(word: &dyn Fn(usize) -> Option<Token>, mut at: usize, e
             }
             token if tokens::is_word(&token, "RECALL") => {
                 return Err(DataFusionError::NotImplemented(
-                    "EXPLAIN (RECALL) is not built yet: every search is exact so far, its recall is 1".into(),
+                    "EXPLAIN (RECALL) is not built yet; compare with SET exact = on".into(),
                 ));
             }
             token => {

@@ -8,8 +8,7 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 
 use crate::as_of::Moment;
 use crate::tokens::is_word;
-
-type Parsed<T> = Result<T, ParserError>;
+use crate::words::{Parsed, accepts, end, expect, name, object as table, refuse};
 
 /// A statement about the versions of one table.
 #[derive(Debug, Clone)]
@@ -71,10 +70,8 @@ pub(crate) fn parse(parser: &mut Parser) -> Parsed<TimeStatement> {
         token if is_word(&token, "OPTIMIZE") => TimeStatement::Optimize(upkeep(parser, "OPTIMIZE")?),
         _ => TimeStatement::Vacuum(upkeep(parser, "VACUUM")?),
     };
-    match parser.peek_token_ref().token {
-        Token::EOF => Ok(statement),
-        _ => refuse(parser, "expected the end of the statement"),
-    }
+    end(parser)?;
+    Ok(statement)
 }
 
 fn create_tag(parser: &mut Parser) -> Parsed<TimeStatement> {
@@ -138,39 +135,8 @@ fn tag(parser: &mut Parser, usage: &str) -> Parsed<String> {
             parser.next_token();
             Ok(text)
         }
-        Token::Word(word) => {
-            parser.next_token();
-            Ok(if word.quote_style.is_some() { word.value } else { word.value.to_lowercase() })
-        }
-        _ => refuse(parser, usage),
+        _ => name(parser, usage),
     }
-}
-
-fn table(parser: &mut Parser, usage: &str) -> Parsed<ObjectName> {
-    match parser.peek_token_ref().token {
-        Token::Word(_) => parser.parse_object_name(false),
-        _ => refuse(parser, usage),
-    }
-}
-
-/// Takes the word if it is next.
-fn accepts(parser: &mut Parser, word: &str) -> bool {
-    let is_next = is_word(&parser.peek_token_ref().token, word);
-    if is_next {
-        parser.next_token();
-    }
-    is_next
-}
-
-fn expect(parser: &mut Parser, word: &str, usage: &str) -> Parsed<()> {
-    if accepts(parser, word) { Ok(()) } else { refuse(parser, usage) }
-}
-
-/// The error at the next token, in the form that carries its place.
-fn refuse<T>(parser: &Parser, message: &str) -> Parsed<T> {
-    let next = parser.peek_token_ref();
-    let found = if next.token == Token::EOF { "the end".to_owned() } else { next.token.to_string() };
-    Err(ParserError::ParserError(format!("{message}; found: {found}{}", next.span.start)))
 }
 
 fn of_planning(error: datafusion::error::DataFusionError) -> ParserError {

@@ -125,6 +125,16 @@ impl Snapshot {
         Ok(2 * bytes + (1 + DECODE_AHEAD as u64) * bytes.min(DECODE_BYTES))
     }
 
+    /// Whether the cache can hold all vectors of a column.
+    ///
+    /// # Errors
+    /// As [`Snapshot::vector_chunks`].
+    pub fn can_keep_vectors(&self, column: &str) -> Result<bool> {
+        let shape = Shape::of(self.field(column)?.data_type(), column)?;
+        let rows: u64 = self.fragments().iter().map(|fragment| fragment.rows).sum();
+        Ok(rows.saturating_mul(shape.row_bytes) <= self.cache().figures().bytes_max)
+    }
+
     /// What the cache knows a chunk by.
     fn key_of(&self, fragment: &Fragment, field_id: i32, chunk: &VectorChunkRef) -> Option<Key> {
         let file = fragment.files.iter().find(|file| file.fields.contains(&field_id));

@@ -1,0 +1,340 @@
+//! Indexes: the statements about them, and their builds, which go on by themselves.
+//!
+//! An index is an entry in its table's list and segments beside the table. What no segment covers is compared exactly, so a search is right
+//! from the moment a row is there, and a build only makes it faster. Builds run one at a time, apart from the statement that asked
+//! for them: one that is cancelled or whose process ends has lost nothing but time, and is begun again by whoever next looks.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use datafusion::sql::sqlparser::ast::ObjectName;
+use operators::buffers::Needs;
+use operators::index_build::{BuildControl, SegmentBuild};
+use planner::index_spec::IndexSpec;
+use planner::index_statement::{CreateIndex, IndexStatement};
+use planner::resolve::RelationName;
+use storage::{IndexDefinition, NewIndex, Relation, Role, StorageError, TableEntry, TableName};
+
+use crate::definition::now_us;
+use crate::resolver::StatementTables;
+use crate::{Answer, Engine, Error, ErrorKind, Result, Session};
+
+/// Rows without a segment from which on one is built for them: fewer are compared in a fraction of a millisecond.
+const UNCOVERED_ROWS_MIN: u64 = 4_096;
+/// How long after a change a table is looked at: changes come in groups.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How long after the start tables with indexes are looked for: a statement that is all a process does is not held up.
+const FIND_AFTER: Duration = Duration::from_secs(3);
+/// How often a build starts anew because its files were replaced meanwhile.
+const ATTEMPTS_MAX: usize = 5;
+
+/// The builds of an engine.
+#[derive(Default)]
+pub(crate) struct Builds {
+    /// One at a time: each takes all threads.
+    turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By the identity of the index.
+    running: HashMap<String, Arc<BuildControl>>,
+    /// Tables that have an index, as far as this process has seen.
+    tables: HashSet<TableName>,
+    /// Whether somebody is about to look.
+    is_looking: bool,
+}
+
+impl fmt::Debug for Builds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builds").finish_non_exhaustive()
+    }
+}
+
+impl Builds {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much of a build is done, from 0 to 1; `None` if none runs here.
+    pub(crate) fn progress(&self, index: &str) -> Option<f64> {
+        self.lock().running.get(index).map(|control| control.progress())
+    }
+
+    /// Remembers that a table has an index.
+    pub(crate) fn note(&self, table: &TableName) {
+        self.lock().tables.insert(table.clone());
+    }
+
+    fn cancel(&self, index: &str) {
+        if let Some(control) = self.lock().running.get(index) {
+            control.cancel();
+        }
+    }
+}
+
+impl Engine {
+    /// Looks before long whether an index has fallen behind, and builds what is missing. Cheap.
+    pub(crate) fn look_after_indexes(&self) {
+        {
+            let mut state = self.builds().lock();
+            if state.tables.is_empty() || std::mem::replace(&mut state.is_looking, true) {
+                return;
+            }
+        }
+        let engine = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LOOK_AFTER).await;
+            let tables: Vec<TableName> = {
+                let mut state = engine.builds().lock();
+                state.is_looking = false;
+                state.tables.iter().cloned().collect()
+            };
+            for table in tables {
+                if let Err(error) = engine.catch_up(&table).await {
+                    tracing::warn!(%table, %error, "an index was not brought up to date; it will be tried after the next change");
+                }
+            }
+        });
+    }
+
+    /// Looks for tables with indexes, a while after the start: builds that an earlier process did not end are gone on with.
+    pub(crate) fn find_indexes(&self) {
+        let engine = self.downgrade();
+        tokio::spawn(async move {
+            tokio::time::sleep(FIND_AFTER).await;
+            if let Some(engine) = engine.upgrade()
+                && let Err(error) = engine.note_indexed_tables().await
+            {
+                tracing::warn!(%error, "indexes were not looked for");
+            }
+        });
+    }
+
+    async fn note_indexed_tables(&self) -> Result<()> {
+        let catalog = self.database().catalog().await?;
+        for (schema, entry) in &catalog.schemas {
+            for (table, relation) in &entry.relations {
+                let Relation::Table(entry) = relation else { continue };
+                if !self.database().snapshot(entry).await?.indexes().await.indexes.is_empty() {
+                    self.builds().note(&TableName::new(schema, table));
+                }
+            }
+        }
+        self.look_after_indexes();
+        Ok(())
+    }
+
+    /// Builds what the indexes of a table lack, if it is worth it.
+    async fn catch_up(&self, table: &TableName) -> Result<()> {
+        let catalog = self.database().catalog().await?;
+        let Some(Relation::Table(entry)) = catalog.relation(table) else {
+            self.builds().lock().tables.remove(table);
+            return Ok(());
+        };
+        let snapshot = self.database().snapshot(entry).await?;
+        for index in &snapshot.indexes().await.indexes {
+            let coverage = snapshot.index_coverage(&index.name).await?;
+            if coverage.uncovered_rows >= UNCOVERED_ROWS_MIN {
+                self.build_index(table, entry, index).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds a segment over all rows that an index does not cover.
+    ///
+    /// # Errors
+    /// The index is gone, its build was cancelled, or its files cannot be read or written.
+    async fn build_index(&self, table: &TableName, entry: &TableEntry, index: &IndexDefinition) -> Result<()> {
+        let Some(spec) = IndexSpec::of_text(&index.options) else {
+            return Err(Error::unsupported(format!(
+                "another program made the index {}; it is left as it is",
+                index.name
+            )));
+        };
+        let _turn = self.builds().turn.lock().await;
+        for _ in 0..ATTEMPTS_MAX {
+            let snapshot = self.database().snapshot(entry).await?;
+            let coverage = snapshot.index_coverage(&index.name).await?;
+            if coverage.uncovered_rows == 0 {
+                return Ok(());
+            }
+            let build = SegmentBuild {
+                column: coverage.column.clone(),
+                snapshot,
+                spec: spec.clone(),
+                units: coverage.units.clone(),
+                threads: self.threads(),
+                now_us: now_us(),
+            };
+            let state = self.session().state();
+            let _claim = crate::run::claim(&state, &Needs::of_bytes(build.bytes())).await?;
+            let control = Arc::new(BuildControl::new(0));
+            self.builds().lock().running.insert(index.id.clone(), Arc::clone(&control));
+            let _ended = Ended { engine: self, index: &index.id };
+            let segment = build.run(control).await?;
+            match self.database().publish_segment(entry, index, segment).await {
+                Ok(_) => tracing::info!(%table, index = index.name, "a segment was built"),
+                // Somebody else was first, or the files are gone: what is missing now is another question.
+                Err(StorageError::Conflict(_)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!(
+                "the index {} was not built: its table was rewritten {ATTEMPTS_MAX} times meanwhile; REINDEX it when it is quieter",
+                index.name
+            ),
+        ))
+    }
+}
+
+/// A build that has ended, however it did.
+struct Ended<'a> {
+    engine: &'a Engine,
+    index: &'a str,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Some(control) = self.engine.builds().lock().running.remove(self.index) {
+            control.cancel();
+        }
+    }
+}
+
+impl Session {
+    /// `CREATE INDEX`, `DROP INDEX`, `REINDEX`.
+    pub(crate) async fn change_indexes(&self, statement: &IndexStatement) -> Result<Answer> {
+        match statement {
+            IndexStatement::Create(create) => self.create_index(create).await,
+            IndexStatement::Drop { name, table, if_exists } => self.drop_index(name, table.as_ref(), *if_exists).await,
+            IndexStatement::Reindex { name, table } => self.reindex(name.as_ref(), table.as_ref()).await,
+        }
+    }
+
+    /// Makes the index and waits until all rows are covered. Whoever does not want to wait any more may stop: it is built on.
+    async fn create_index(&self, create: &CreateIndex) -> Result<Answer> {
+        let (table, entry) = self.indexed(&create.table).await?;
+        let database = self.engine().database();
+        let snapshot = database.snapshot(&entry).await?;
+        let schema = snapshot.schema();
+        let Ok(column) = schema.field_with_name(&create.column) else {
+            let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+            return Err(Error::invalid(format!(
+                "table {table} has no column {}; it has {}",
+                create.column,
+                columns.join(", ")
+            )));
+        };
+        let spec =
+            IndexSpec::parse(create.method.as_deref(), create.operator_class.as_deref(), &create.options, column)?;
+        let name = create.name.clone().unwrap_or_else(|| format!("{}_{}_idx", table.table, create.column));
+        let new =
+            NewIndex { name: name.clone(), column: create.column.clone(), options: spec.to_text(), now_us: now_us() };
+        let index = match database.create_index(&table, &entry, new).await {
+            Ok(index) => index,
+            Err(StorageError::AlreadyExists(_)) if create.if_not_exists => return Ok(Answer::done("CREATE INDEX")),
+            Err(error) => return Err(error.into()),
+        };
+        self.engine().builds().note(&table);
+        self.built(table, entry, index).await?;
+        Ok(Answer::done("CREATE INDEX"))
+    }
+
+    async fn drop_index(&self, name: &ObjectName, table: Option<&ObjectName>, if_exists: bool) -> Result<Answer> {
+        let Some((_, entry, index)) = self.find_index(name, table, if_exists).await? else {
+            return Ok(Answer::done("DROP INDEX"));
+        };
+        self.engine().builds().cancel(&index.id);
+        self.engine().database().drop_index(&entry, &index.name, if_exists).await?;
+        Ok(Answer::done("DROP INDEX"))
+    }
+
+    /// Builds indexes anew, in one segment each. Meanwhile searches compare what is not covered yet.
+    async fn reindex(&self, name: Option<&ObjectName>, table: Option<&ObjectName>) -> Result<Answer> {
+        let mut all = vec![];
+        match (name, table) {
+            (Some(name), table) => all.extend(self.find_index(name, table, false).await?),
+            (None, Some(table)) => {
+                let (table, entry) = self.indexed(table).await?;
+                let known = self.engine().database().indexes(&entry).await?;
+                all.extend(known.indexes.iter().map(|index| (table.clone(), entry.clone(), index.clone())));
+            }
+            (None, None) => {}
+        }
+        for (table, entry, index) in all {
+            self.engine().builds().cancel(&index.id);
+            let index = self.engine().database().clear_index(&entry, &index.name).await?;
+            self.engine().builds().note(&table);
+            self.built(table, entry, index).await?;
+        }
+        Ok(Answer::done("REINDEX"))
+    }
+
+    /// Waits for a build that goes on if nobody waits for it.
+    async fn built(&self, table: TableName, entry: TableEntry, index: IndexDefinition) -> Result<()> {
+        let engine = self.engine().clone();
+        let build = tokio::spawn(async move { engine.build_index(&table, &entry, &index).await });
+        build.await.map_err(|error| Error::new(ErrorKind::Internal, format!("the build ended early: {error}")))?
+    }
+
+    /// A table whose indexes are changed.
+    async fn indexed(&self, table: &ObjectName) -> Result<(TableName, TableEntry)> {
+        let tables = StatementTables::new(self.clone(), self.state());
+        tables.versioned(&RelationName::of_sql(table)?, Role::Write).await
+    }
+
+    /// An index by its name, in its table or in all tables of its schema.
+    ///
+    /// # Errors
+    /// There is none and there must be one; there are several.
+    async fn find_index(
+        &self,
+        name: &ObjectName,
+        table: Option<&ObjectName>,
+        if_exists: bool,
+    ) -> Result<Option<(TableName, TableEntry, IndexDefinition)>> {
+        let RelationName { schema, table: name } = RelationName::of_sql(name)?;
+        let mut found = vec![];
+        for (table, entry) in self.tables_of(&schema, table).await? {
+            let known = self.engine().database().indexes(&entry).await?;
+            found.extend(known.index(&name).map(|index| (table, entry, index.clone())));
+        }
+        match (found.pop(), found.pop()) {
+            (Some(one), None) => Ok(Some(one)),
+            (None, _) if if_exists => Ok(None),
+            (None, _) => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no index {name}; SELECT index_name, table_name FROM system.indexes lists them"),
+            )),
+            (Some((one, ..)), Some((other, ..))) => Err(Error::invalid(format!(
+                "there are indexes {name} on {one} and on {other}; name the table: {name} ON {}",
+                one.table
+            ))),
+        }
+    }
+
+    async fn tables_of(&self, schema: &str, table: Option<&ObjectName>) -> Result<Vec<(TableName, TableEntry)>> {
+        if let Some(table) = table {
+            return Ok(vec![self.indexed(table).await?]);
+        }
+        let tables = StatementTables::new(self.clone(), self.state());
+        let catalog = tables.catalog().await?;
+        let names = catalog.schemas.get(schema).into_iter().flat_map(|entry| &entry.relations);
+        let names = names.filter(|(_, relation)| matches!(relation, Relation::Table(_)));
+        let names: Vec<RelationName> =
+            names.map(|(table, _)| RelationName { schema: schema.to_owned(), table: table.clone() }).collect();
+        let mut all = vec![];
+        for name in names {
+            all.push(tables.versioned(&name, Role::Write).await?);
+        }
+        Ok(all)
+    }
+}

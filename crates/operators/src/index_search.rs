@@ -1,0 +1,338 @@
+//! The part of a search that an index answers: candidates from its segments, compared exactly; what it does not cover, and what is
+//! compared sooner than looked up, is left for the exact search.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ann::{Effort, Found, Index, Request, RowSet, Sections, Step, Work};
+use arrow::array::ArrayRef;
+use datafusion::common::exec_datafusion_err;
+use datafusion::error::Result;
+use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder};
+use kernels::{ElementType, Metric, Query, TopK};
+use planner::index_spec::IndexSpec;
+use planner::settings::Settings;
+use planner::vector_type::{Element, VectorType};
+use planner::vectors::VectorArray;
+use storage::{CoveredSegment, IndexDefinition, LocalRows, OpenIndex, Segment, Snapshot, VectorChunkRef};
+
+use crate::external;
+use crate::index_build::opened;
+use crate::vector_search::within_chunk;
+
+/// How much more a search spends that found too few rows, before all are compared.
+const HARDER: usize = 8;
+
+/// What steps cost, in nanoseconds, measured on Zen 4 beside the families' benches. They weigh ways against each other, no more.
+mod cost {
+    /// A search by an index, whatever it does.
+    pub const SEARCH: f64 = 4_000.0;
+    /// A hop in a graph: its neighbors are read from memory.
+    pub const HOP: f64 = 150.0;
+    /// A code.
+    pub const CODE: f64 = 6.0;
+    /// A list.
+    pub const LIST: f64 = 150.0;
+    /// A vector somewhere in memory, and each of its bytes.
+    pub const VECTOR: f64 = 60.0;
+    pub const VECTOR_BYTE: f64 = 0.1;
+    /// Each byte of vectors side by side.
+    pub const SCANNED_BYTE: f64 = 0.05;
+}
+
+/// The index that serves a search in this column by this metric: the newest one that there is.
+///
+/// # Errors
+/// A column that the snapshot does not have.
+pub(crate) async fn serving(
+    snapshot: &Snapshot,
+    column: &str,
+    metric: Metric,
+) -> Result<Option<(IndexDefinition, IndexSpec)>> {
+    let indexes = snapshot.indexes_of(column).await.map_err(external)?;
+    let with_spec = |index: IndexDefinition| IndexSpec::of_text(&index.options).map(|spec| (index, spec));
+    Ok(indexes.into_iter().rev().filter_map(with_spec).find(|(_, spec)| spec.metric == metric))
+}
+
+/// What a search by an index counts.
+#[derive(Debug, Clone)]
+pub(crate) struct IndexCounts {
+    /// Segments that were searched by their index.
+    segments: Count,
+    /// Segments whose matching rows were all compared, since that was estimated to be cheaper.
+    segments_compared: Count,
+    /// Rows that no segment covers.
+    uncovered: Count,
+    lists: Count,
+    hops: Count,
+    codes: Count,
+    reranked: Count,
+    bytes: Count,
+    /// The estimates that decided, in microseconds: of the index and of comparing all.
+    cost_index: Count,
+    cost_exact: Count,
+}
+
+impl IndexCounts {
+    pub(crate) fn new(metrics: &ExecutionPlanMetricsSet) -> Self {
+        let counter = |name: &'static str| MetricBuilder::new(metrics).counter(name, 0);
+        Self {
+            segments: counter("index_segments"),
+            segments_compared: counter("index_segments_compared"),
+            uncovered: counter("index_rows_uncovered"),
+            lists: counter("index_lists"),
+            hops: counter("index_hops"),
+            codes: counter("index_codes"),
+            reranked: counter("index_reranked"),
+            bytes: counter("index_bytes"),
+            cost_index: counter("index_cost_us"),
+            cost_exact: counter("index_compared_cost_us"),
+        }
+    }
+
+    fn add(&self, work: Work) {
+        let add = |count: &Count, value: u64| count.add(usize::try_from(value).unwrap_or(usize::MAX));
+        self.segments.add(1);
+        add(&self.lists, work.lists);
+        add(&self.hops, work.hops);
+        add(&self.codes, work.codes);
+        add(&self.reranked, work.reranked);
+        add(&self.bytes, work.bytes);
+    }
+}
+
+/// One search, of one query vector.
+pub(crate) struct IndexSearch<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    /// The column of vectors.
+    pub(crate) column: &'a str,
+    pub(crate) vector_type: VectorType,
+    pub(crate) k: usize,
+    pub(crate) query: &'a Query,
+    pub(crate) vector: &'a VectorArray,
+    pub(crate) settings: &'a Settings,
+    pub(crate) counts: &'a IndexCounts,
+}
+
+/// What the index found, and what is left to be compared.
+pub(crate) struct Answered {
+    pub(crate) found: TopK,
+    pub(crate) rest: Vec<(VectorChunkRef, Option<Vec<u32>>)>,
+}
+
+/// How a segment is searched.
+enum Way {
+    /// Its candidates are in.
+    Found(Found),
+    /// All of its matching rows are compared.
+    Compare,
+}
+
+impl IndexSearch<'_> {
+    /// Asks the index. `selected`: the addresses of the candidates, ascending; all rows if absent.
+    ///
+    /// # Errors
+    /// Files that cannot be read. A damaged index is no error: its rows are compared.
+    pub(crate) async fn run(
+        &self,
+        index: &IndexDefinition,
+        spec: &IndexSpec,
+        selected: Option<&[u64]>,
+    ) -> Result<Answered> {
+        let open: OpenIndex = self.snapshot.open_index(&index.name).await.map_err(external)?;
+        let mut answered = Answered { found: TopK::new(self.k), rest: vec![] };
+        self.counts.uncovered.add(usize::try_from(open.coverage.uncovered_rows).unwrap_or(usize::MAX));
+        for uncovered in &open.coverage.uncovered {
+            let Some((chunk, mut offsets)) = within_chunk(uncovered.chunk.clone(), selected) else { continue };
+            if let Some(rows) = &uncovered.rows {
+                match &mut offsets {
+                    Some(offsets) => offsets.retain(|offset| rows.contains(*offset)),
+                    None => offsets = Some(rows.iter().collect()),
+                }
+            }
+            answered.rest.push((chunk, offsets));
+        }
+        let mut addresses = vec![];
+        for (covered, segment) in open.coverage.segments.iter().zip(&open.segments) {
+            let matching = match selected {
+                Some(selected) => Some(covered.matching(selected)),
+                None => covered.live().cloned(),
+            };
+            if matching.as_ref().is_some_and(|matching| matching.count == 0) {
+                continue;
+            }
+            match self.search_segment(covered, segment, spec, matching.as_ref()) {
+                Way::Found(found) => {
+                    self.counts.add(found.work);
+                    addresses.extend(found.candidates.iter().filter_map(|candidate| covered.address(candidate.row)));
+                }
+                Way::Compare => {
+                    self.counts.segments_compared.add(1);
+                    self.compare_later(covered, matching.as_ref(), &mut answered)?;
+                }
+            }
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        self.rerank(&addresses, &mut answered.found).await?;
+        Ok(answered)
+    }
+
+    /// Searches a segment in the way that is estimated to be cheaper, and compares all where an index says too little.
+    fn search_segment(
+        &self,
+        covered: &CoveredSegment,
+        segment: &Segment,
+        spec: &IndexSpec,
+        matching: Option<&LocalRows>,
+    ) -> Way {
+        let refuse = |why: &str| {
+            self.snapshot.refuse_segment(segment, why);
+            Way::Compare
+        };
+        let index = match opened(segment) {
+            Ok(index) => index,
+            Err(why) => return refuse(&why),
+        };
+        if index.dim() != self.vector_type.dim || index.rows() as u64 != segment.rows() {
+            return refuse("it was built of other vectors");
+        }
+        let rows = matching.map_or_else(|| covered.live_rows(), |matching| matching.count);
+        let mut request = Request {
+            query: self.vector.vector(0),
+            k: self.k,
+            matching: matching.map(|matching| RowSet::new(&matching.words, matching.count)),
+            effort: self.effort(index.as_ref().as_ref(), spec),
+        };
+        let (by_index, by_comparing) = (self.cost(index.estimate(&request)), self.compare_cost(rows));
+        self.counts.cost_index.add(by_index as usize / 1_000);
+        self.counts.cost_exact.add(by_comparing as usize / 1_000);
+        if by_comparing <= by_index {
+            return Way::Compare;
+        }
+        for _ in 0..2 {
+            match index.search(&request, &Bytes(segment)) {
+                Ok(Step::Found(found)) if found.candidates.len() >= self.k.min(rows) => return Way::Found(found),
+                Ok(Step::Found(_)) => request.effort = harder(request.effort, self.k),
+                // All bytes are at hand.
+                Ok(Step::Wants(ranges)) => return refuse(&format!("it wants bytes that it does not have: {ranges:?}")),
+                Err(error) => return refuse(&error.to_string()),
+            }
+        }
+        Way::Compare
+    }
+
+    fn effort(&self, index: &dyn Index, spec: &IndexSpec) -> Effort {
+        let effort = index.effort(self.settings.recall_target, self.k);
+        let wished = |setting: usize| if setting > 0 { Some(setting) } else { spec.search };
+        match effort {
+            Effort::Graph { beam, stop, rerank } => match wished(self.settings.ef_search) {
+                // Whoever says how many are kept wants them all looked at.
+                Some(beam) => Effort::Graph { beam: beam.max(self.k), stop: f32::INFINITY, rerank: beam.max(self.k) },
+                None => Effort::Graph { beam, stop, rerank },
+            },
+            Effort::Ivf { probes, rerank } => {
+                Effort::Ivf { probes: wished(self.settings.nprobe).unwrap_or(probes), rerank }
+            }
+            flat @ Effort::Flat { .. } => flat,
+        }
+    }
+
+    fn cost(&self, work: Work) -> f64 {
+        let row_bytes = element_type(self.vector_type).bytes_per_row(self.vector_type.dim) as f64;
+        cost::SEARCH
+            + work.hops as f64 * cost::HOP
+            + work.codes as f64 * cost::CODE
+            + work.lists as f64 * cost::LIST
+            + work.reranked as f64 * (cost::VECTOR + row_bytes * cost::VECTOR_BYTE)
+    }
+
+    fn compare_cost(&self, rows: usize) -> f64 {
+        let row_bytes = element_type(self.vector_type).bytes_per_row(self.vector_type.dim) as f64;
+        rows as f64 * (cost::VECTOR / 4.0 + row_bytes * cost::SCANNED_BYTE)
+    }
+
+    /// Leaves the matching rows of a segment to the exact search.
+    fn compare_later(
+        &self,
+        covered: &CoveredSegment,
+        matching: Option<&LocalRows>,
+        answered: &mut Answered,
+    ) -> Result<()> {
+        let all = LocalRows { words: vec![u64::MAX; (covered.entry.rows as usize).div_ceil(64)], count: 0 };
+        let words = matching.map_or(all.words.as_slice(), |matching| matching.words.as_slice());
+        let count = words.iter().map(|word| word.count_ones() as usize).sum();
+        let mut addresses: Vec<u64> = RowSet::new(words, count).rows().filter_map(|row| covered.address(row)).collect();
+        addresses.sort_unstable();
+        let chunks = self.snapshot.vector_chunks(self.column).map_err(external)?;
+        answered.rest.extend(chunks.into_iter().filter_map(|chunk| within_chunk(chunk, Some(&addresses))));
+        Ok(())
+    }
+
+    /// Compares the rows at these addresses exactly.
+    async fn rerank(&self, addresses: &[u64], found: &mut TopK) -> Result<()> {
+        let failed = |error: kernels::DistanceError| exec_datafusion_err!("{error}");
+        let keeps = self.snapshot.can_keep_vectors(self.column).map_err(external)?;
+        let mut taken: Vec<u64> = vec![];
+        for chunk in self.snapshot.vector_chunks(self.column).map_err(external)? {
+            let Some((chunk, Some(offsets))) = within_chunk(chunk, Some(addresses)) else { continue };
+            // To decode a chunk for a few rows pays only if it stays.
+            if !keeps && self.snapshot.decoding_bytes(&chunk).map_err(external)? > 0 {
+                taken.extend(offsets.iter().map(|offset| chunk.first_address + u64::from(*offset)));
+                continue;
+            }
+            let loaded = self.snapshot.load_vectors(&chunk).await.map_err(external)?;
+            let array: ArrayRef = Arc::new(loaded.vectors.clone());
+            let vectors = VectorArray::read(&array, &self.vector_type.field("", true), None)?;
+            self.query.top_k_selected(vectors.vectors(), chunk.first_address, &offsets, found).map_err(failed)?;
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let columns = [self.column.to_owned()];
+        let batch = self.snapshot.take(&taken, &columns).await.map_err(external)?;
+        let vectors = VectorArray::read(batch.column(0), batch.schema().field(0), None)?;
+        let mut distances = vec![0.0; taken.len()];
+        self.query.distances(vectors.vectors(), &mut distances).map_err(failed)?;
+        for (at, (address, distance)) in taken.iter().zip(distances).enumerate() {
+            if vectors.is_valid(at) {
+                found.push(distance, *address);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn harder(effort: Effort, k: usize) -> Effort {
+    match effort {
+        Effort::Flat { rerank } => Effort::Flat { rerank: rerank.max(k) * HARDER },
+        Effort::Ivf { rerank, .. } => Effort::Ivf { probes: usize::MAX, rerank: rerank.max(k) * HARDER },
+        Effort::Graph { beam, rerank, .. } => {
+            Effort::Graph { beam: beam.max(k) * HARDER, stop: f32::INFINITY, rerank: rerank.max(k) * HARDER }
+        }
+    }
+}
+
+/// The sections of a segment, all at hand.
+struct Bytes<'a>(&'a Segment);
+
+impl Sections for Bytes<'_> {
+    fn len(&self, section: usize) -> usize {
+        self.0.section(section).len()
+    }
+
+    fn get(&self, section: usize, range: Range<usize>) -> Option<&[u8]> {
+        self.0.section(section).get(range)
+    }
+}
+
+/// The elements as kernels call them.
+pub(crate) fn element_type(vector_type: VectorType) -> ElementType {
+    match vector_type.element {
+        Element::Float32 => ElementType::F32,
+        Element::Float16 => ElementType::F16,
+        Element::Int8 => ElementType::I8,
+        Element::UInt8 => ElementType::U8,
+        Element::Bit => ElementType::Bits,
+    }
+}
