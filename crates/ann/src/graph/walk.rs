@@ -49,7 +49,8 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// The score beyond which nothing is looked at, with the `k`-th nearest result at `kth`. A distance that rounding made negative is 0.
+    /// The score beyond which nothing is looked at, with the `k`-th nearest result at `kth`. A distance that
+    /// rounding made negative is 0.
     #[inline]
     fn horizon(&self, kth: f32) -> f32 {
         let reached = self.stop * (kth + self.shift).max(0.0);
@@ -73,7 +74,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Walks until the nearest vertices are found, and leaves them in `beam`, or, of those that `filter` lets pass, in `results`. Returns the number of
+    /// Walks until the nearest vertices are found, and leaves them in `beam`, or, of those that `filter` lets
+    /// pass, in `results`. Returns the number of
     /// vertices whose neighbors were read.
     pub(super) fn walk(
         &mut self,
