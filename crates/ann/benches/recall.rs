@@ -1,7 +1,9 @@
 //! Recall and speed of an index over real vectors, exact comparison of the candidates included, as the engine does it.
 //!
-//! `cargo bench -p ann --bench recall -- FOLDER METRIC [m] [only-calibrated]`. The folder holds `base.npy` and `query.npy` (f32) and `gt.npy` (i32: the
-//! true nearest rows of each query, nearest first). METRIC as in SQL. Prints the time of the build, bytes per vector, and for a ladder of efforts and the calibrated ones
+//! `cargo bench -p ann --bench recall -- FOLDER METRIC [m] [only-calibrated]`. The folder holds `base.npy` and
+//! `query.npy` (f32) and `gt.npy` (i32: the
+//! true nearest rows of each query, nearest first). METRIC as in SQL. Prints the time of the build, bytes per
+//! vector, and for a ladder of efforts and the calibrated ones
 //! recall@10, QPS on one thread and on two, and the median and 99th percentile of one query at a time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench stops where it fails")]

@@ -87,7 +87,8 @@ impl BytePanels {
     /// Writes the dot products of every row with every column.
     ///
     /// `rows`: rows of [`row_stride`](Self::row_stride) values. `sums`: [`stride`](Self::stride) places per row, of
-    /// which those beyond the columns become 0; whole rows only, as many as both have. Cost: `rows · columns · depth` multiplications, 64 per cycle with VNNI.
+    /// which those beyond the columns become 0; whole rows only, as many as both have. Cost: `rows · columns
+    /// · depth` multiplications, 64 per cycle with VNNI.
     pub fn dots(&self, rows: &[i8], sums: &mut [i32]) {
         let (row_stride, stride) = (self.row_stride(), self.stride());
         if row_stride == 0 || stride == 0 {

@@ -28,13 +28,15 @@ const WHOLE_DIM: usize = 184;
 /// How a graph is built.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GraphOptions {
-    /// Neighbors of a vertex at most; rounded up to a multiple of 16, within 16 to 256. More reach a high recall with fewer hops, and take 4 bytes each.
+    /// Neighbors of a vertex at most; rounded up to a multiple of 16, within 16 to 256. More reach a high
+    /// recall with fewer hops, and take 4 bytes each.
     pub m: usize,
     /// Vertices kept by the walks that find neighbors.
     pub ef_construction: usize,
     /// Bits of an element of a code: 2, 4 or 8. If absent, chosen by the data: 8 up to 120 dimensions, and 4 beyond.
     pub bits: Option<u32>,
-    /// Bytes of a code at most, rounded down to a multiple of 64, at least 64. Dimensions that do not fit are left out, those of the least variance.
+    /// Bytes of a code at most, rounded down to a multiple of 64, at least 64. Dimensions that do not fit are
+    /// left out, those of the least variance.
     pub code_bytes_max: usize,
 }
 
@@ -46,11 +48,14 @@ impl Default for GraphOptions {
 
 /// Builds a graph over the rows that have a vector (under cosine: one that is not zero).
 ///
-/// Deterministic for the control's seed. In parallel on the rayon pool that it is called in. Memory: codes and neighbors as in the payload, and while
-/// it runs, per vertex, one byte per element of a code, `12·m` bytes of candidates, and a sample of at most 256 MiB. The rows are read three times.
+/// Deterministic for the control's seed. In parallel on the rayon pool that it is called in. Memory: codes and
+/// neighbors as in the payload, and while
+/// it runs, per vertex, one byte per element of a code, about `8·m` bytes of candidates, and a sample of at most 256
+/// MiB. The rows are read three times.
 ///
 /// # Errors
-/// [`BuildError::Unsupported`] for L1, for metrics of bits over numbers and the other way round, for more than 32,768 dimensions or 2^31 - 1 rows, for
+/// [`BuildError::Unsupported`] for L1, for metrics of bits over numbers and the other way round, for more than
+/// 32,768 dimensions or 2^31 - 1 rows, for
 /// bits other than 2, 4, 8; otherwise what the rows' reading returned, or that the build was cancelled.
 pub fn build(
     rows: &dyn Rows,

@@ -18,7 +18,8 @@
 //! | *affine*: 4·`l`, 4·`l`, 4·`c`, `c·l` | mean, inverse scales, row scales (f32), rows (u8): `l` = `dim` (+ 1 for inner product), `c` = elements of a code |
 //! | 3 × (4 + 20·steps) | calibration for k = 1, 10, 100: number of steps; of each recall, stop (f32), beam, rerank, codes (u32) |
 //!
-//! Section 1, the codes: a record per vertex (`kernels::CodeLayout`; bits: whole words of 64). Section 2, the adjacency: `neighbors` u32 per
+//! Section 1, the codes: a record per vertex (`kernels::CodeLayout`; bits: whole words of 64). Section 2, the
+//! adjacency: `neighbors` u32 per
 //! vertex. Section 3: the row of each vertex (u32, ascending), or nothing where they are the same.
 
 use kernels::{CodeLayout, ElementType, Metric};

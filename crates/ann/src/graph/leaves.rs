@@ -2,7 +2,8 @@
 //! Neighbor Indexing", arXiv:2602.21247).
 //!
 //! Vertices go to the nearest few of many random leaders, groups that are too large are carved again, and within a leaf all pairs
-//! are compared by one blocked matrix product. We differ: what a vertex found in its leaves is kept as a sorted list of its nearest rather than by
+//! are compared by one blocked matrix product. We differ: what a vertex found in its leaves is kept as a sorted
+//! list of its nearest rather than by
 //! hashed directions, since robust pruning follows.
 
 use std::sync::{Mutex, PoisonError};

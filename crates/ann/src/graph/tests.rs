@@ -98,7 +98,8 @@ fn set(words: &[u64]) -> RowSet<'_> {
     RowSet::new(words, words.iter().map(|word| word.count_ones() as usize).sum())
 }
 
-/// Under a filter, how much farther than the true neighbors, in parts, is as good: behind a wall of rows that do not match, many lie closer to each
+/// Under a filter, how much farther than the true neighbors, in parts, is as good: behind a wall of rows that do
+/// not match, many lie closer to each
 /// other than any code tells.
 const SLACK: f64 = 0.003;
 

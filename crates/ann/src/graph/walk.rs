@@ -48,6 +48,16 @@ pub(super) struct Reach {
     pub results: usize,
 }
 
+impl Reach {
+    /// The score beyond which nothing is looked at, with the `k`-th nearest result at `kth`. A distance that
+    /// rounding made negative is 0.
+    #[inline]
+    fn horizon(&self, kth: f32) -> f32 {
+        let reached = self.stop * (kth + self.shift).max(0.0);
+        if self.stop == f32::INFINITY { f32::INFINITY } else { reached - self.shift }
+    }
+}
+
 /// The buffers of a walk, kept by a thread from one to the next.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scratch {
@@ -64,7 +74,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Walks until the nearest vertices are found, and leaves them in `beam`, or, of those that `filter` lets pass, in `results`. Returns the number of
+    /// Walks until the nearest vertices are found, and leaves them in `beam`, or, of those that `filter` lets
+    /// pass, in `results`. Returns the number of
     /// vertices whose neighbors were read.
     pub(super) fn walk(
         &mut self,
@@ -86,7 +97,7 @@ impl Scratch {
         self.meet(entries, graph, scorer, reach, filter);
         while let Some((distance, vertex)) = self.beam.nearest_unvisited() {
             let kth = self.kth(reach, filter.is_some());
-            if distance + reach.shift > reach.stop * (kth + reach.shift) {
+            if distance > reach.horizon(kth) {
                 break;
             }
             self.beam.visit_nearest();
@@ -139,8 +150,7 @@ impl Scratch {
             }
             let kth =
                 if filter.is_some() { self.results.distance(reach.k - 1) } else { self.beam.distance(reach.k - 1) };
-            let limit = reach.stop * (kth + reach.shift) - reach.shift;
-            self.beam.insert_all(&self.scores, unseen, if limit.is_nan() { f32::INFINITY } else { limit });
+            self.beam.insert_all(&self.scores, unseen, reach.horizon(kth));
             let nearest = self.beam.nearest_unvisited();
             if nearest != next {
                 if let Some((_, vertex)) = nearest {
