@@ -15,6 +15,9 @@ use kernels::{Metric, Query, TopK, Vectors};
 /// Neighbors.
 const K: usize = 10;
 
+/// Queries at most.
+const QUERIES: usize = 1_000;
+
 /// Rounds of which the median counts.
 const ROUNDS: usize = 5;
 
@@ -62,7 +65,7 @@ fn main() -> Result<(), Failure> {
         }
         return Ok(());
     }
-    for probes in [8, 12, 16, 24, 32, 48, 64, 96, 128, 192] {
+    for probes in [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192] {
         for rerank in if all { vec![10, 12, 15, 20, 30, 50, 100] } else { vec![20] } {
             measure(&data, &*index, &sections, Effort::Ivf { probes, rerank }, None)?;
         }
@@ -97,10 +100,12 @@ struct Data {
 
 impl Data {
     fn read(folder: &Path, metric: Metric) -> Result<Data, Failure> {
+        let mut query = read_npy(&folder.join("query.npy"), f32::from_le_bytes)?;
+        query.rows = query.rows.min(QUERIES);
         Ok(Data {
             metric,
             base: read_npy(&folder.join("base.npy"), f32::from_le_bytes)?,
-            query: read_npy(&folder.join("query.npy"), f32::from_le_bytes)?,
+            query,
             truth: read_npy(&folder.join("gt.npy"), i32::from_le_bytes)?,
         })
     }
@@ -145,7 +150,8 @@ fn measure(
     let truth = filter.map_or(&data.truth, |(_, truth)| truth);
     let (mut right, mut wanted, mut work) = (0, 0, Work::default());
     let mut latencies = vec![];
-    for query in 0..data.query.rows {
+    let queries = data.query.rows.min(truth.rows);
+    for query in 0..queries {
         let started = Instant::now();
         let (rows, own) = answer(data, index, sections, query, effort, matching)?;
         latencies.push(started.elapsed().as_secs_f64() * 1e6);
@@ -157,7 +163,7 @@ fn measure(
     latencies.sort_by(f64::total_cmp);
     let one = throughput(data, index, sections, effort, matching, 1)?;
     let two = throughput(data, index, sections, effort, matching, 2)?;
-    let per_query = data.query.rows as u64;
+    let per_query = queries as u64;
     println!(
         "{effort:?}: recall@{K} {:.4}, {one:.0} QPS on 1 thread, {two:.0} on 2, p50 {:.1} us, p99 {:.1} us; per query {} lists, {} codes, {} reranked, {} bytes",
         right as f64 / wanted as f64,
