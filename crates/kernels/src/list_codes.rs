@@ -76,19 +76,26 @@ pub fn byte_products(rows: &[u8], dim: usize, query: &ByteQuery, out: &mut [f32]
 
 fn byte_products_on(isa: Present, rows: &[u8], dim: usize, query: &ByteQuery, out: &mut [f32]) {
     assert!(dim > 0 && dim <= query.high.len() && rows.len() == dim * out.len(), "a row of dim bytes per place");
-    for (row, out) in rows.chunks_exact(dim).zip(out) {
-        let (high, low) = match isa.isa() {
-            // SAFETY: a `Present` exists only for what `Isa::is_available` has seen on this machine; the query is padded to whole
-            // words and not shorter than the row.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { crate::x86::list_codes::byte_sums_avx2(row, &query.high, &query.low) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { crate::x86::list_codes::byte_sums_avx512(row, &query.high, &query.low) },
-            _ => byte_sums_reference(row, &query.high, &query.low),
-        };
-        *out = (128 * i64::from(high) + i64::from(low)) as f32;
+    match isa.isa() {
+        // SAFETY: a `Present` exists only for what `Isa::is_available` has seen on this machine; the query is padded to whole words
+        // and not shorter than a row.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { crate::x86::list_codes::byte_products_avx2(rows, dim, &query.high, &query.low, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { crate::x86::list_codes::byte_products_avx512(rows, dim, &query.high, &query.low, out) },
+        _ => {
+            for (row, out) in rows.chunks_exact(dim).zip(out) {
+                *out = joined(byte_sums_reference(row, &query.high, &query.low));
+            }
+        }
     }
+}
+
+/// The sums of both parts as one, rounded once.
+#[inline(always)]
+pub(crate) fn joined((high, low): (i32, i32)) -> f32 {
+    (128 * i64::from(high) + i64::from(low)) as f32
 }
 
 /// The scalar twin. A sum of 65,536 products of a byte and a signed byte fits 32 bits; the callers' dimensions are below that.

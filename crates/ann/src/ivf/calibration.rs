@@ -1,7 +1,7 @@
 //! What an effort is worth: recall measured at the build.
 //!
 //! Rows of the segment are the queries, half of them moved by about the length of their residual, so that queries that are no rows are
-//! among them. A row does not count as its own neighbor. Recall is that of the candidates, since they are compared exactly.
+//! among them; the worse of the two halves counts. A row does not count as its own neighbor. Recall is that of the candidates, since they are compared exactly.
 
 use rayon::prelude::*;
 
@@ -15,7 +15,7 @@ use crate::truth::Sample;
 pub(crate) const MEASURED_K: [usize; 3] = [1, 10, 100];
 
 /// Recall that a measured effort must have above what is asked, as a part of what is missing to 1: the queries of a user are harder.
-const MARGIN: f64 = 0.1;
+const MARGIN: f64 = 0.15;
 
 /// How fast probes grow with `k` when nothing was measured.
 const GROWTH: f32 = 0.4;
@@ -139,29 +139,36 @@ fn measure(
 ) -> Vec<Point> {
     let reranks = [8, 10, 12, 15, 20, 30, 50, 100].map(|tenths| (k * tenths / 8).max(k));
     let most = reranks.iter().copied().max().unwrap_or(k) + 1;
-    let found: Vec<Vec<usize>> = samples
+    let found: Vec<(usize, bool, Vec<usize>)> = samples
         .par_iter()
         .zip(truths)
-        .filter(|(_, truth)| !truth.is_empty())
         .map(|(sample, truth)| {
             // One place more, for the row itself.
             let k_own = k + usize::from(sample.own.is_some());
             let effort = Effort::Ivf { probes, rerank: most };
             let request = Request { query: sample.query.vectors(), k: k_own, matching: None, effort };
-            let Ok(Step::Found(found)) = ivf.search(&request, sections) else { return reranks.map(|_| 0).to_vec() };
             let truth = &truth[..k.min(truth.len())];
+            let is_row = sample.own.is_some();
+            let Ok(Step::Found(found)) = ivf.search(&request, sections) else { return (truth.len(), is_row, vec![]) };
             let rows = found.candidates.iter().map(|candidate| candidate.row).filter(|row| Some(*row) != sample.own);
-            let ranks: Vec<usize> =
-                rows.enumerate().filter(|(_, row)| truth.contains(row)).map(|(rank, _)| rank).collect();
-            reranks.map(|rerank| ranks.iter().filter(|rank| **rank < rerank).count()).to_vec()
+            let ranks = rows.enumerate().filter(|(_, row)| truth.contains(row)).map(|(rank, _)| rank);
+            (truth.len(), is_row, ranks.collect())
         })
         .collect();
-    let wanted: usize = truths.iter().map(|truth| k.min(truth.len())).sum();
-    let point = |(index, rerank): (usize, usize)| Point {
+    let recall = |rows: bool, rerank: usize| {
+        let group = found.iter().filter(|(_, is_row, _)| *is_row == rows);
+        let (mut right, mut wanted) = (0, 0);
+        for (truth, _, ranks) in group {
+            right += ranks.iter().filter(|rank| **rank < rerank).count();
+            wanted += truth;
+        }
+        if wanted == 0 { 1.0 } else { right as f32 / wanted as f32 }
+    };
+    let point = |rerank: usize| Point {
         k: k as u32,
         probes: probes as u32,
         rerank: rerank as u32,
-        recall: found.iter().map(|counts| counts[index]).sum::<usize>() as f32 / wanted.max(1) as f32,
+        recall: recall(true, rerank).min(recall(false, rerank)),
     };
-    reranks.into_iter().enumerate().map(point).collect()
+    reranks.into_iter().map(point).collect()
 }

@@ -139,6 +139,9 @@ impl Passed {
     /// Whether they are enough. Where one row in `s` matches, the `k` nearest of those are about the `k · s` nearest of all, and lists
     /// grow with `k` as measured. The rows passed say what `s` is near the query, which may be far from what it is on the whole.
     fn suffice(&self, probes: usize, k: usize, growth: f32) -> bool {
+        if self.matching == self.rows {
+            return self.matching >= k && self.lists >= probes;
+        }
         let rows_per_match = self.rows as f64 / self.matching.max(1) as f64;
         self.matching >= k && self.lists as f64 >= probes as f64 * rows_per_match.powf(f64::from(growth))
     }
@@ -290,6 +293,10 @@ impl Ivf {
             if !rows.is_multiple_of(BLOCK_ROWS) {
                 walk.masks.push((1 << (rows % BLOCK_ROWS)) - 1);
             }
+        }
+        if walk.plan.is_empty() {
+            // Read first, while the rest of the plan is made.
+            sections.get(COARSE, self.coarse_range(list)).into_iter().for_each(prefetch);
         }
         walk.plan.push(Planned { list, ranked, masks: start..walk.masks.len() });
         Ok(matching)

@@ -2,12 +2,22 @@
 
 use std::arch::x86_64::*;
 
-use crate::list_codes::byte_sums_reference;
+use crate::list_codes::{byte_sums_reference, joined};
 
+/// `codes::byte_products` with AVX2.
+///
 /// # Safety
-/// The processor has AVX2; `high` and `low` are as long as each other and not shorter than `row`.
+/// The processor has AVX2; `high` and `low` are as long as each other and not shorter than a row.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(crate) unsafe fn byte_sums_avx2(row: &[u8], high: &[i8], low: &[i8]) -> (i32, i32) {
+pub(crate) unsafe fn byte_products_avx2(rows: &[u8], dim: usize, high: &[i8], low: &[i8], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(dim).zip(out) {
+        *out = joined(byte_sums_avx2(row, high, low));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+#[inline]
+fn byte_sums_avx2(row: &[u8], high: &[i8], low: &[i8]) -> (i32, i32) {
     let (blocks, tail) = row.as_chunks::<16>();
     let mut sums = [_mm256_setzero_si256(); 2];
     for ((block, high), low) in blocks.iter().zip(high.as_chunks::<16>().0).zip(low.as_chunks::<16>().0) {
@@ -36,10 +46,20 @@ fn total(sums: __m256i) -> i32 {
     _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32::<0b10_11_00_01>(pairs)))
 }
 
+/// `codes::byte_products` with AVX-512.
+///
 /// # Safety
-/// The processor has the features; `high` and `low` are whole words of 64 and not shorter than `row`.
+/// The processor has the features; `high` and `low` are whole words of 64 and not shorter than a row.
 #[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
-pub(crate) unsafe fn byte_sums_avx512(row: &[u8], high: &[i8], low: &[i8]) -> (i32, i32) {
+pub(crate) unsafe fn byte_products_avx512(rows: &[u8], dim: usize, high: &[i8], low: &[i8], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(dim).zip(out) {
+        *out = joined(byte_sums_avx512(row, high, low));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512vl,avx512vnni,avx512vpopcntdq")]
+#[inline]
+fn byte_sums_avx512(row: &[u8], high: &[i8], low: &[i8]) -> (i32, i32) {
     let (blocks, tail) = row.as_chunks::<64>();
     let (high, low) = (high.as_chunks::<64>().0, low.as_chunks::<64>().0);
     let mut sums = [_mm512_setzero_si512(); 2];
