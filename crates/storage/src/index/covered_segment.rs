@@ -8,6 +8,9 @@ use super::manifest::SegmentEntry;
 /// Bits of a word.
 pub(super) const WORD: usize = 64;
 
+/// Where there is one address for more runs than this, each is searched for.
+const FEW: usize = 16;
+
 /// A set of local rows, one bit each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalRows {
@@ -38,6 +41,35 @@ pub(super) struct Run {
     pub(super) address: u64,
 }
 
+/// The local row at an address.
+fn local_at(by_address: &[Run], address: u64) -> Option<u32> {
+    let run = by_address.get(by_address.partition_point(|run| run.address <= address).checked_sub(1)?)?;
+    let within = u32::try_from(address - run.address).ok()?;
+    (within < run.rows).then(|| run.local + within)
+}
+
+/// Sets the local rows at these addresses.
+fn set_at(words: &mut [u64], by_address: &[Run], addresses: &[u64]) {
+    if addresses.len() < by_address.len() / FEW {
+        for local in addresses.iter().filter_map(|address| local_at(by_address, *address)) {
+            set(words, local as usize);
+        }
+        return;
+    }
+    let mut rest = addresses.iter().copied().peekable();
+    for run in by_address {
+        let end = run.address + u64::from(run.rows);
+        while let Some(address) = rest.next_if(|address| *address < end) {
+            if let Some(within) = address.checked_sub(run.address) {
+                set(words, run.local as usize + usize::try_from(within).unwrap_or(usize::MAX));
+            }
+        }
+        if rest.peek().is_none() {
+            break;
+        }
+    }
+}
+
 impl fmt::Debug for CoveredSegment {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = formatter.debug_struct("CoveredSegment");
@@ -65,30 +97,24 @@ impl CoveredSegment {
         find(&self.moved, local).or_else(|| find(&self.direct, local))
     }
 
-    /// The live local rows at these addresses, which ascend. Cost: a pass over both the addresses and the runs.
+    /// The live local rows at these addresses, which ascend. Cost: a pass over both the addresses and the runs, or for few
+    /// addresses a binary search for each.
     pub fn matching(&self, addresses: &[u64]) -> LocalRows {
-        let mut matching = LocalRows { words: vec![0; self.live.words.len()], count: 0 };
-        for runs in &self.by_address {
-            let mut rest = addresses;
-            for run in runs {
-                let (first, end) = (run.address, run.address + u64::from(run.rows));
-                rest = &rest[rest.partition_point(|address| *address < first)..];
-                let within = rest.partition_point(|address| *address < end);
-                for address in &rest[..within] {
-                    let local = run.local + u32::try_from(address - first).unwrap_or(0);
-                    // A row of a unit may be absent from it, or stand elsewhere.
-                    let stands_here = self.moved.is_empty() || self.address(local) == Some(*address);
-                    if stands_here && self.is_live(local) && set(&mut matching.words, local as usize) {
-                        matching.count += 1;
-                    }
-                }
-                rest = &rest[within..];
-                if rest.is_empty() {
-                    break;
+        let mut words = vec![0; self.live.words.len()];
+        let [direct, moved] = &self.by_address;
+        set_at(&mut words, direct, addresses);
+        // A row that was copied is found where it stands now.
+        if addresses.len() < self.moved.len() / FEW {
+            for address in addresses {
+                if let Some(local) = local_at(direct, *address).filter(|local| find(&self.moved, *local).is_some()) {
+                    clear(&mut words, local as usize);
                 }
             }
+        } else {
+            self.clear_moved(&mut words);
         }
-        matching
+        set_at(&mut words, moved, addresses);
+        self.among_live(words)
     }
 
     /// The live local rows among those that `rows_of` gives for each fragment: bit `o % 64` of word `o / 64` for the row at
@@ -96,22 +122,39 @@ impl CoveredSegment {
     /// that were copied.
     pub fn matching_words<'a>(&self, rows_of: impl Fn(u32) -> Option<&'a [u64]>) -> LocalRows {
         let mut words = vec![0; self.live.words.len()];
-        let place = |run: &Run| {
+        let mut last: Option<(u64, Option<&'a [u64]>)> = None;
+        let mut copy = |words: &mut [u64], run: &Run| {
+            // Runs that follow each other are mostly of one fragment.
+            let fragment = run.address >> 32;
+            let rows = match last {
+                Some((known, rows)) if known == fragment => rows,
+                _ => u32::try_from(fragment).ok().and_then(&rows_of),
+            };
+            last = Some((fragment, rows));
             let offset = usize::try_from(run.address & u64::from(u32::MAX)).unwrap_or(usize::MAX);
-            Some((rows_of(u32::try_from(run.address >> 32).ok()?)?, offset))
+            let Some(rows) = rows else { return };
+            if run.rows == 1 {
+                if rows.get(offset / WORD).is_some_and(|word| word >> (offset % WORD) & 1 == 1) {
+                    set(words, run.local as usize);
+                }
+                return;
+            }
+            or_bits(words, run.local as usize, rows, offset..offset + run.rows as usize);
         };
-        for run in &self.direct {
-            if let Some((rows, offset)) = place(run) {
-                or_bits(&mut words, run.local as usize, rows, offset..offset + run.rows as usize);
-            }
-        }
+        self.direct.iter().for_each(|run| copy(&mut words, run));
+        self.clear_moved(&mut words);
+        self.moved.iter().for_each(|run| copy(&mut words, run));
+        self.among_live(words)
+    }
+
+    /// Rows that were copied are dead where they stood before.
+    fn clear_moved(&self, words: &mut [u64]) {
         for run in &self.moved {
-            // Where they stood before they are dead.
-            (run.local..run.local + run.rows).for_each(|local| clear(&mut words, local as usize));
-            if let Some((rows, offset)) = place(run) {
-                or_bits(&mut words, run.local as usize, rows, offset..offset + run.rows as usize);
-            }
+            (run.local..run.local + run.rows).for_each(|local| clear(words, local as usize));
         }
+    }
+
+    fn among_live(&self, mut words: Vec<u64>) -> LocalRows {
         words.iter_mut().zip(&self.live.words).for_each(|(word, live)| *word &= live);
         let count = words.iter().map(|word| word.count_ones() as usize).sum();
         LocalRows { words, count }

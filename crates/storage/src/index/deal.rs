@@ -87,6 +87,17 @@ pub(super) struct Claim {
     moved: Vec<Run>,
 }
 
+impl Claim {
+    fn push_moved(&mut self, local: u32, address: u64) {
+        match self.moved.last_mut() {
+            Some(last) if last.local + last.rows == local && last.address + u64::from(last.rows) == address => {
+                last.rows += 1;
+            }
+            _ => self.moved.push(Run { local, rows: 1, address }),
+        }
+    }
+}
+
 /// The segments and what leads to them.
 #[derive(Default)]
 pub(super) struct Work {
@@ -219,6 +230,18 @@ impl Work {
         let Some(claim) = self.claims.get_mut(piece.segment) else { return };
         let first_address = part.first_address();
         let mut left = part.left.take().unwrap_or_else(|| part.live());
+        if piece.rows == 1 {
+            // What an UPDATE of scattered rows leaves are many of these.
+            if left.contains(piece.offset)
+                && !claim.absent.contains(piece.local)
+                && set(&mut claim.words, piece.local as usize)
+            {
+                left.remove(piece.offset);
+                claim.push_moved(piece.local, first_address + u64::from(piece.offset));
+            }
+            part.left = Some(left);
+            return;
+        }
         let mut claimed = RoaringBitmap::new();
         for offset in left.range(piece.offset..piece.offset.saturating_add(piece.rows)) {
             let local = piece.local + (offset - piece.offset);
@@ -227,21 +250,9 @@ impl Work {
                 continue;
             }
             claimed.insert(offset);
-            let address = first_address + u64::from(offset);
-            match claim.moved.last_mut() {
-                Some(last) if last.local + last.rows == local && last.address + u64::from(last.rows) == address => {
-                    last.rows += 1;
-                }
-                _ => claim.moved.push(Run { local, rows: 1, address }),
-            }
+            claim.push_moved(local, first_address + u64::from(offset));
         }
-        if piece.rows == 1 {
-            for offset in &claimed {
-                left.remove(offset);
-            }
-        } else {
-            left -= claimed;
-        }
+        left -= claimed;
         part.left = Some(left);
     }
 

@@ -19,8 +19,8 @@ use crate::fixtures::{
     DIMENSIONS, entry, foreign, ids, memory, name, newest, open, rows, schema, stream, table, vector,
 };
 use crate::{
-    AsOf, Change, Copied, Database, FindingStatus, IndexDefinition, OpenOptions, SegmentEntry, Snapshot, StorageError,
-    TableEntry,
+    AsOf, Change, Copied, CoveredSegment, Database, FindingStatus, IndexDefinition, OpenOptions, SegmentEntry,
+    Snapshot, StorageError, TableEntry,
 };
 
 mod damage;
@@ -113,27 +113,7 @@ async fn check(snapshot: &Snapshot) -> (usize, u64) {
         }
         assert_eq!(live, covered.live_rows());
         covered_rows += live;
-        // Every third row of the table, in this segment or not.
-        let mut some: Vec<u64> = there.iter().filter(|(_, id)| **id % 3 == 0).map(|(address, _)| *address).collect();
-        some.sort_unstable();
-        let matching = covered.matching(&some);
-        let expected: Vec<u32> = some.iter().filter_map(|address| by_address.get(address).copied()).collect();
-        assert_eq!(matching.count, expected.len(), "version {shown}");
-        // The same of bits by fragment, and whatever they say of dead rows.
-        let mut bits: HashMap<u32, Vec<u64>> = HashMap::new();
-        for fragment in snapshot.fragments() {
-            let words = bits.entry(fragment.id).or_insert(vec![0; usize::try_from(fragment.rows).unwrap() / 64 + 1]);
-            for offset in 0..fragment.rows {
-                let address = u64::from(fragment.id) << 32 | offset;
-                if there.get(&address).is_none_or(|id| id % 3 == 0) {
-                    words[usize::try_from(offset).unwrap() / 64] |= 1 << (offset % 64);
-                }
-            }
-        }
-        assert_eq!(covered.matching_words(|fragment| bits.get(&fragment).map(Vec::as_slice)), matching);
-        for local in expected {
-            assert_eq!(matching.words[local as usize / 64] >> (local % 64) & 1, 1, "version {shown}: {local}");
-        }
+        check_matching(snapshot, covered, &there, &by_address);
     }
     for uncovered in &opened.coverage.uncovered {
         let chunk = snapshot.load_vectors(&uncovered.chunk).await.unwrap();
@@ -151,6 +131,41 @@ async fn check(snapshot: &Snapshot) -> (usize, u64) {
         there.iter().filter(|(at, id)| *id % 11 != 0 && !found.contains(at)).map(|(_, id)| *id).collect();
     assert!(lost.is_empty(), "version {shown}: {lost:?} are neither covered nor uncovered");
     (covered_rows, opened.coverage.uncovered_rows)
+}
+
+/// Compares what a filter leaves of a segment.
+fn check_matching(
+    snapshot: &Snapshot,
+    covered: &CoveredSegment,
+    there: &HashMap<u64, i32>,
+    by_address: &BTreeMap<u64, u32>,
+) {
+    let shown = snapshot.version();
+    // Every third row of the table, in this segment or not.
+    let mut some: Vec<u64> = there.iter().filter(|(_, id)| **id % 3 == 0).map(|(address, _)| *address).collect();
+    some.sort_unstable();
+    let matching = covered.matching(&some);
+    let expected: Vec<u32> = some.iter().filter_map(|address| by_address.get(address).copied()).collect();
+    assert_eq!(matching.count, expected.len(), "version {shown}");
+    for address in some.iter().take(3) {
+        let alone = covered.matching(&[*address]);
+        assert_eq!(alone.count, usize::from(by_address.contains_key(address)), "version {shown}");
+    }
+    // The same of bits by fragment, and whatever they say of dead rows.
+    let mut bits: HashMap<u32, Vec<u64>> = HashMap::new();
+    for fragment in snapshot.fragments() {
+        let words = bits.entry(fragment.id).or_insert(vec![0; usize::try_from(fragment.rows).unwrap() / 64 + 1]);
+        for offset in 0..fragment.rows {
+            let address = u64::from(fragment.id) << 32 | offset;
+            if there.get(&address).is_none_or(|id| id % 3 == 0) {
+                words[usize::try_from(offset).unwrap() / 64] |= 1 << (offset % 64);
+            }
+        }
+    }
+    assert_eq!(covered.matching_words(|fragment| bits.get(&fragment).map(Vec::as_slice)), matching);
+    for local in expected {
+        assert_eq!(matching.words[local as usize / 64] >> (local % 64) & 1, 1, "version {shown}: {local}");
+    }
 }
 
 async fn check_newest(database: &Database) -> (usize, u64) {
