@@ -23,6 +23,7 @@ use crate::catalog::{
 use crate::checksums::ChecksumFigures;
 use crate::commit::Committer;
 use crate::error::{Result, StorageError};
+use crate::index::disk_cache::DiskCache;
 use crate::index::{Indexes, SegmentCacheFigures, TableIndexes};
 use crate::keys::{KeyCache, with_primary_key};
 use crate::location::Location;
@@ -434,6 +435,19 @@ impl Database {
     /// Sets how many bytes of segments may be in memory, and frees what is above. Mapped segments do not count.
     pub fn set_segment_cache_bytes(&self, bytes: usize) {
         self.inner.indexes.segments().set_bytes_max(bytes as u64);
+    }
+
+    /// Keeps segments of an object store in a folder on local disk, from which they are mapped. Other processes may have the
+    /// same one. `None`: they are read into memory.
+    pub fn set_segment_folder(&self, folder: Option<std::path::PathBuf>, bytes_max: u64) {
+        let disk = folder.map(|folder| DiskCache::new(folder, bytes_max));
+        self.inner.indexes.segments().set_disk(disk);
+    }
+
+    /// Whether segments on local disk are read into memory, in large pages, as far as there is room: searches go through them
+    /// faster than through mapped files. They are mapped until they are read.
+    pub fn set_segments_in_memory(&self, in_memory: bool) {
+        self.inner.indexes.segments().set_in_memory(in_memory);
     }
 
     /// Bytes that OPTIMIZE may hold while it rewrites files.

@@ -31,6 +31,9 @@ use crate::store::Root;
 
 pub(crate) mod collect;
 mod coverage;
+mod covered_segment;
+mod deal;
+pub(crate) mod disk_cache;
 mod format;
 pub(crate) mod manifest;
 pub(crate) mod moved;
@@ -38,7 +41,8 @@ mod publish;
 mod row_map;
 mod segment;
 
-pub use coverage::{Coverage, CoveredSegment, LocalRows, OpenIndex, UncoveredChunk, UncoveredUnit};
+pub use coverage::{Coverage, OpenIndex, UncoveredChunk, UncoveredUnit};
+pub use covered_segment::{CoveredSegment, LocalRows};
 pub use format::{Section, Tier};
 pub use manifest::{IndexDefinition, IndexManifest, SegmentEntry, Unit};
 pub use publish::{NewIndex, NewSegment, NewUnit};
@@ -220,7 +224,7 @@ impl TableIndexes {
         match self.segments.get_or_open(&self.root, &self.location, entry).await {
             Ok((segment, is_first)) => {
                 if is_first {
-                    self.verify_later(&segment);
+                    self.settle_later(entry, &segment);
                 }
                 Ok(segment)
             }
@@ -234,10 +238,23 @@ impl TableIndexes {
         }
     }
 
-    fn verify_later(self: &Arc<Self>, segment: &Arc<Segment>) {
-        let (this, segment) = (Arc::downgrade(self), Arc::clone(segment));
+    /// Verifies a mapped segment in the background, or reads it into memory, which verifies it as well.
+    fn settle_later(self: &Arc<Self>, entry: &SegmentEntry, segment: &Arc<Segment>) {
+        if segment.is_in_memory() {
+            return;
+        }
+        let (this, entry, segment) = (Arc::downgrade(self), entry.clone(), Arc::clone(segment));
         tokio::spawn(async move {
-            if let Err(error) = segment.verify().await
+            let settled = match this.upgrade() {
+                Some(this) => this.segments.promote(&this.root, &this.location, &entry).await,
+                None => return,
+            };
+            let verified = match settled {
+                Ok(true) => return,
+                Err(error @ StorageError::Corrupt(_)) => Err(error),
+                Ok(false) | Err(_) => segment.verify().await,
+            };
+            if let Err(error) = verified
                 && let Some(this) = this.upgrade()
             {
                 this.refuse(segment.id(), &error);

@@ -20,8 +20,8 @@ impl MappedFile {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         #[expect(unsafe_code, reason = "a file that others change would change under our eyes")]
-        // SAFETY: the caller maps files of `_ann/` only: they are written under another name, renamed once complete, and never
-        // written again, only unlinked, which leaves a map whole. Whoever cuts such a file off by hand stops the process
+        // SAFETY: the caller maps segments only, in `_ann/` or in the folder of copies: they are written under another name, renamed
+        // once complete, and never written again, only unlinked, which leaves a map whole. Whoever cuts such a file off by hand stops the process
         // with SIGBUS; no memory but the file's is read.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self { map })

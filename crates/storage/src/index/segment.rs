@@ -1,12 +1,14 @@
 //! Opened segments: their bytes at hand, mapped from local disk or read into memory, verified, and shared by all who search.
 //!
 //! A mapped segment is open in the time that its head and its pinned sections take; the rest is verified in the background,
-//! and whoever finds it damaged says so to all. One that is read is verified on the way.
+//! and whoever finds it damaged says so to all. One that is read is verified on the way. Where segments are to be in memory, a
+//! mapped one is read in the background too, into large pages, and takes the place of the map.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arrow::buffer::Buffer;
@@ -15,6 +17,7 @@ use object_store::ObjectStoreExt;
 use tokio::sync::OnceCell;
 
 use super::FOLDER;
+use super::disk_cache::DiskCache;
 use super::format::{FormatError, Head, Tier};
 use super::manifest::SegmentEntry;
 use crate::error::{Result, StorageError};
@@ -194,30 +197,72 @@ fn check_entry(head: &Head, entry: &SegmentEntry, shown: &str) -> Result<()> {
 ///
 /// # Errors
 /// [`StorageError::NotFound`], [`StorageError::Corrupt`], [`StorageError::Unsupported`] for a newer version.
-async fn open(root: &Root, location: &str, entry: &SegmentEntry) -> Result<Segment> {
-    let relative = format!("{location}/{FOLDER}/{}", entry.file());
+async fn open(root: &Root, location: &str, entry: &SegmentEntry, disk: Option<DiskCache>) -> Result<Segment> {
+    let relative = relative_of(location, entry);
     let shown = shown(root, &relative);
-    let Some(folder) = root.folder() else { return read(root, &relative, entry, shown).await };
-    let (path, mapped_entry, name) = (folder.join(&relative), entry.clone(), shown.clone());
+    let mapped = match (root.folder(), disk) {
+        (Some(folder), _) => mapped(folder.join(&relative), entry, shown.clone()).await?,
+        (None, Some(disk)) => from_disk(&disk, root, &relative, entry, &shown).await?,
+        (None, None) => None,
+    };
+    match mapped {
+        Some(segment) => Ok(segment),
+        None => read(root, &relative, entry, shown).await,
+    }
+}
+
+fn relative_of(location: &str, entry: &SegmentEntry) -> String {
+    format!("{location}/{FOLDER}/{}", entry.file())
+}
+
+/// A mapped segment; `None` if the system does not map it.
+async fn mapped(path: PathBuf, entry: &SegmentEntry, shown: String) -> Result<Option<Segment>> {
+    let entry = entry.clone();
     let mapped = tokio::task::spawn_blocking(move || {
         let file = match MappedFile::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(StorageError::from_io(format!("cannot open segment {name}"), error));
+                return Err(StorageError::from_io(format!("cannot open segment {shown}"), error));
             }
             // An empty file, or a file system without maps.
             Err(error) => {
-                tracing::debug!(segment = name, %error, "a segment cannot be mapped and is read");
+                tracing::debug!(segment = shown, %error, "a segment cannot be mapped and is read");
                 return Ok(None);
             }
         };
-        let segment = Segment::of(&mapped_entry, name, Memory::Mapped(file))?;
+        let segment = Segment::of(&entry, shown, Memory::Mapped(file))?;
         segment.check_sections(|tier| tier == Tier::Pinned)?;
         Ok(Some(segment))
     });
-    match mapped.await.map_err(|error| StorageError::internal("opening was broken off").with_source(error))?? {
-        Some(segment) => Ok(segment),
-        None => read(root, &relative, entry, shown).await,
+    mapped.await.map_err(|error| StorageError::internal("opening was broken off").with_source(error))?
+}
+
+/// A segment of an object store, mapped from local disk; `None` if it cannot be kept there.
+async fn from_disk(
+    disk: &DiskCache,
+    root: &Root,
+    relative: &str,
+    entry: &SegmentEntry,
+    shown: &str,
+) -> Result<Option<Segment>> {
+    if let Some(path) = disk.find(&entry.id) {
+        match mapped(path, entry, shown.to_owned()).await {
+            Ok(Some(segment)) => return Ok(Some(segment)),
+            // A copy proves nothing against the segment itself.
+            Ok(None) | Err(_) => disk.forget(&entry.id),
+        }
+    }
+    match disk.fetch(root, relative, &entry.id, entry.bytes).await? {
+        Some(path) => match mapped(path, entry, shown.to_owned()).await {
+            // Another process needed the room.
+            Err(StorageError::NotFound(_)) => Ok(None),
+            Err(error) => {
+                disk.forget(&entry.id);
+                Err(error)
+            }
+            segment => segment,
+        },
+        None => Ok(None),
     }
 }
 
@@ -270,6 +315,15 @@ pub(crate) struct SegmentCache {
     state: Mutex<State>,
 }
 
+/// Where segments are kept.
+#[derive(Clone, Debug, Default)]
+struct Policy {
+    /// Those of object stores.
+    disk: Option<DiskCache>,
+    /// Whether mapped ones are to be in memory, as far as there is room.
+    in_memory: bool,
+}
+
 type Opening = Arc<OnceCell<Arc<Segment>>>;
 
 struct State {
@@ -278,6 +332,7 @@ struct State {
     under_way: HashMap<(String, String), Opening>,
     clock: u64,
     figures: SegmentCacheFigures,
+    policy: Policy,
 }
 
 struct Entry {
@@ -294,7 +349,8 @@ impl fmt::Debug for SegmentCache {
 impl Default for SegmentCache {
     fn default() -> Self {
         let figures = SegmentCacheFigures { bytes_max: CACHE_BYTES, ..SegmentCacheFigures::default() };
-        let state = State { entries: HashMap::new(), under_way: HashMap::new(), clock: 0, figures };
+        let (entries, under_way, policy) = (HashMap::new(), HashMap::new(), Policy::default());
+        let state = State { entries, under_way, clock: 0, figures, policy };
         Self { state: Mutex::new(state) }
     }
 }
@@ -308,6 +364,36 @@ impl SegmentCache {
         let mut state = self.lock();
         state.figures.bytes_max = bytes_max;
         state.make_room(None);
+    }
+
+    pub(crate) fn set_disk(&self, disk: Option<DiskCache>) {
+        self.lock().policy.disk = disk;
+    }
+
+    pub(crate) fn set_in_memory(&self, in_memory: bool) {
+        self.lock().policy.in_memory = in_memory;
+    }
+
+    /// Reads a mapped segment into memory, if it is to be there and there is room: from then on it is the one that is found.
+    /// False if it stays where it is.
+    ///
+    /// # Errors
+    /// Those of reading; [`StorageError::Corrupt`].
+    pub(crate) async fn promote(&self, root: &Root, location: &str, entry: &SegmentEntry) -> Result<bool> {
+        let is_wanted =
+            |state: &State| state.policy.in_memory && state.figures.bytes + entry.bytes <= state.figures.bytes_max;
+        if !is_wanted(&self.lock()) {
+            return Ok(false);
+        }
+        let relative = relative_of(location, entry);
+        let segment = Arc::new(read(root, &relative, entry, shown(root, &relative)).await?);
+        let mut state = self.lock();
+        let is_room = is_wanted(&state);
+        if is_room && let Some(there) = state.entries.get_mut(&(location.to_owned(), entry.id.clone())) {
+            there.segment = segment;
+            state.count();
+        }
+        Ok(is_room)
     }
 
     /// Forgets segments of a table: all of them, or one.
@@ -334,9 +420,11 @@ impl SegmentCache {
                 return Ok((found, false));
             }
             state.figures.misses += 1;
-            Arc::clone(state.under_way.entry(key.clone()).or_default())
+            let disk = state.policy.disk.clone();
+            (Arc::clone(state.under_way.entry(key.clone()).or_default()), disk)
         };
-        let opened = opening.get_or_try_init(|| async { open(root, location, entry).await.map(Arc::new) }).await;
+        let (opening, disk) = opening;
+        let opened = opening.get_or_try_init(|| async { open(root, location, entry, disk).await.map(Arc::new) }).await;
         let mut state = self.lock();
         if state.under_way.get(&key).is_some_and(|there| Arc::ptr_eq(there, &opening)) {
             state.under_way.remove(&key);

@@ -19,8 +19,8 @@ use crate::fixtures::{
     DIMENSIONS, entry, foreign, ids, memory, name, newest, open, rows, schema, stream, table, vector,
 };
 use crate::{
-    AsOf, Change, Copied, Database, FindingStatus, IndexDefinition, OpenOptions, SegmentEntry, Snapshot, StorageError,
-    TableEntry,
+    AsOf, Change, Copied, CoveredSegment, Database, FindingStatus, IndexDefinition, OpenOptions, SegmentEntry,
+    Snapshot, StorageError, TableEntry,
 };
 
 mod damage;
@@ -113,27 +113,7 @@ async fn check(snapshot: &Snapshot) -> (usize, u64) {
         }
         assert_eq!(live, covered.live_rows());
         covered_rows += live;
-        // Every third row of the table, in this segment or not.
-        let mut some: Vec<u64> = there.iter().filter(|(_, id)| **id % 3 == 0).map(|(address, _)| *address).collect();
-        some.sort_unstable();
-        let matching = covered.matching(&some);
-        let expected: Vec<u32> = some.iter().filter_map(|address| by_address.get(address).copied()).collect();
-        assert_eq!(matching.count, expected.len(), "version {shown}");
-        // The same of bits by fragment, and whatever they say of dead rows.
-        let mut bits: HashMap<u32, Vec<u64>> = HashMap::new();
-        for fragment in snapshot.fragments() {
-            let words = bits.entry(fragment.id).or_insert(vec![0; usize::try_from(fragment.rows).unwrap() / 64 + 1]);
-            for offset in 0..fragment.rows {
-                let address = u64::from(fragment.id) << 32 | offset;
-                if there.get(&address).is_none_or(|id| id % 3 == 0) {
-                    words[usize::try_from(offset).unwrap() / 64] |= 1 << (offset % 64);
-                }
-            }
-        }
-        assert_eq!(covered.matching_words(|fragment| bits.get(&fragment).map(Vec::as_slice)), matching);
-        for local in expected {
-            assert_eq!(matching.words[local as usize / 64] >> (local % 64) & 1, 1, "version {shown}: {local}");
-        }
+        check_matching(snapshot, covered, &there, &by_address);
     }
     for uncovered in &opened.coverage.uncovered {
         let chunk = snapshot.load_vectors(&uncovered.chunk).await.unwrap();
@@ -151,6 +131,41 @@ async fn check(snapshot: &Snapshot) -> (usize, u64) {
         there.iter().filter(|(at, id)| *id % 11 != 0 && !found.contains(at)).map(|(_, id)| *id).collect();
     assert!(lost.is_empty(), "version {shown}: {lost:?} are neither covered nor uncovered");
     (covered_rows, opened.coverage.uncovered_rows)
+}
+
+/// Compares what a filter leaves of a segment.
+fn check_matching(
+    snapshot: &Snapshot,
+    covered: &CoveredSegment,
+    there: &HashMap<u64, i32>,
+    by_address: &BTreeMap<u64, u32>,
+) {
+    let shown = snapshot.version();
+    // Every third row of the table, in this segment or not.
+    let mut some: Vec<u64> = there.iter().filter(|(_, id)| **id % 3 == 0).map(|(address, _)| *address).collect();
+    some.sort_unstable();
+    let matching = covered.matching(&some);
+    let expected: Vec<u32> = some.iter().filter_map(|address| by_address.get(address).copied()).collect();
+    assert_eq!(matching.count, expected.len(), "version {shown}");
+    for address in some.iter().take(3) {
+        let alone = covered.matching(&[*address]);
+        assert_eq!(alone.count, usize::from(by_address.contains_key(address)), "version {shown}");
+    }
+    // The same of bits by fragment, and whatever they say of dead rows.
+    let mut bits: HashMap<u32, Vec<u64>> = HashMap::new();
+    for fragment in snapshot.fragments() {
+        let words = bits.entry(fragment.id).or_insert(vec![0; usize::try_from(fragment.rows).unwrap() / 64 + 1]);
+        for offset in 0..fragment.rows {
+            let address = u64::from(fragment.id) << 32 | offset;
+            if there.get(&address).is_none_or(|id| id % 3 == 0) {
+                words[usize::try_from(offset).unwrap() / 64] |= 1 << (offset % 64);
+            }
+        }
+    }
+    assert_eq!(covered.matching_words(|fragment| bits.get(&fragment).map(Vec::as_slice)), matching);
+    for local in expected {
+        assert_eq!(matching.words[local as usize / 64] >> (local % 64) & 1, 1, "version {shown}: {local}");
+    }
 }
 
 async fn check_newest(database: &Database) -> (usize, u64) {
@@ -509,6 +524,201 @@ async fn segments_that_no_version_needs_go() {
     database.vacuum(&t, since, false).await.unwrap();
     assert_eq!(files(&folder, &t.location, ".seg").len(), 1);
     assert_eq!((database.indexes(&t).await.unwrap().segments.len(), check_newest(&database).await), (1, (20, 0)));
+}
+
+/// Changes the list of indexes behind everybody's back.
+async fn forge(database: &Database, t: &TableEntry, change: impl Fn(&mut super::IndexManifest)) {
+    let forged = |current: &super::IndexManifest| {
+        let mut next = current.clone();
+        change(&mut next);
+        Ok(crate::numbered::Change::Write(next, ()))
+    };
+    database.table_indexes(&t.location).change(forged).await.unwrap();
+}
+
+#[tokio::test]
+async fn maps_and_files_of_changes_that_failed_go_when_they_are_old() {
+    let (folder, database) = on_disk().await;
+    table(&database, &[0..30, 30..60]).await;
+    create(&database).await;
+    build(&database).await.unwrap();
+    let t = entry(&database, &name("t")).await;
+    change(&database, &|id| id % 2 == 0, true).await;
+    let first = files(&folder, &t.location, ".map");
+    let stray = folder.path().join(&t.location).join(FOLDER).join("0f.seg");
+    std::fs::write(&stray, "half a segment").unwrap();
+    let vacuum = async |since: i64| database.vacuum(&t, since, false).await.unwrap();
+    vacuum(0).await;
+    assert!(stray.exists(), "a build may be under way");
+    // A map of files that no version names, older than any change.
+    let map = folder.path().join(&t.location).join(FOLDER).join("1f.map");
+    std::fs::copy(&first[0], &map).unwrap();
+    forge(&database, &t, |list| {
+        list.row_maps.iter_mut().for_each(|map| map.written_at_us = 1);
+        let targets = vec!["never.lance".to_owned()];
+        list.row_maps.push(super::RowMapEntry { id: "1f".to_owned(), targets, ..list.row_maps[0].clone() });
+    })
+    .await;
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 24 * 3600);
+    for path in files(&folder, &t.location, "") {
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    vacuum(0).await;
+    assert!(!stray.exists() && !map.exists() && files(&folder, &t.location, ".map") == first);
+    assert_eq!(check_newest(&database).await, (60, 0));
+    check_all(&database).await;
+}
+
+#[tokio::test]
+async fn lists_of_long_ago_go_and_nobody_forks_the_series() {
+    let (folder, one) = on_disk().await;
+    let path = folder.path().canonicalize().unwrap().display().to_string();
+    let two = Database::open(&path, OpenOptions::default()).await.unwrap();
+    table(&one, &[0..30]).await;
+    create(&one).await;
+    let t = entry(&one, &name("t")).await;
+    let theirs = newest(&two, &name("t")).await;
+    assert_eq!(theirs.indexes().await.number, 1);
+    for _ in 0..30 {
+        one.set_index_options(&t, "i", "{\"lists\":1}").await.unwrap();
+    }
+    build(&one).await.unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 24 * 3600);
+    for path in files(&folder, &t.location, "") {
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    one.vacuum(&t, 0, false).await.unwrap();
+    let lists = |folder| files(folder, &t.location, "").len() - files(folder, &t.location, ".seg").len();
+    assert_eq!(lists(&folder), 17);
+    // It has seen number 1, and number 2 is free.
+    two.set_index_options(&t, "i", "{}").await.unwrap();
+    assert_eq!((two.indexes(&t).await.unwrap().number, check(&theirs).await), (33, (30, 0)));
+    assert_eq!(one.indexes(&t).await.unwrap().number, 33);
+}
+
+#[tokio::test]
+async fn a_list_of_another_process_is_noticed_when_it_is_looked_for() {
+    let (folder, one) = on_disk().await;
+    let path = folder.path().canonicalize().unwrap().display().to_string();
+    let two = Database::open(&path, OpenOptions::default()).await.unwrap();
+    table(&one, &[0..30]).await;
+    create(&one).await;
+    let (t, theirs) = (entry(&one, &name("t")).await, newest(&two, &name("t")).await);
+    assert_eq!(check(&theirs).await, (0, 30));
+    build(&one).await.unwrap();
+    let known = two.table_indexes(&t.location);
+    {
+        let mut state = known.lock();
+        state.looked_at = state.looked_at.map(|at| at - super::BELIEVED);
+    }
+    assert_eq!(check(&theirs).await, (30, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn optimize_beside_changes_leaves_no_ghost() {
+    let (folder, one) = on_disk().await;
+    let path = folder.path().canonicalize().unwrap().display().to_string();
+    let two = Database::open(&path, OpenOptions::default()).await.unwrap();
+    table(&one, &[0..100, 100..150, 150..200]).await;
+    create(&one).await;
+    build(&one).await.unwrap();
+    let changes = async {
+        for round in 0..8 {
+            append(&two, 200 + round * 10..210 + round * 10).await;
+            loop {
+                let t = entry(&two, &name("t")).await;
+                let turn = two.turn(&name("t"), &t).await.unwrap();
+                let there = ids(turn.snapshot()).await;
+                let deleted = there.iter().filter(|(id, _)| id % 9 == round).map(|(_, address)| *address).collect();
+                let (inserted, copied, progress, once) = (None, None, None, None);
+                let change = Change { operation: "DELETE", deleted, inserted, copied, progress, once };
+                match turn.commit(change).await {
+                    Ok(_) => break,
+                    Err(StorageError::Stale(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    };
+    let rewrites = async {
+        for _ in 0..6 {
+            optimize(&one).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(changes, rewrites);
+    optimize(&one).await;
+    let (covered, _) = check_newest(&two).await;
+    assert!(covered > 0);
+    check_all(&one).await;
+}
+
+#[tokio::test]
+async fn large_segments_are_uploaded_in_parts_and_kept_on_local_disk() {
+    let store = Faulty::new(Arc::new(object_store::memory::InMemory::new()), 1);
+    let database = open(&store).await.unwrap();
+    table(&database, &[0..30]).await;
+    let index = create(&database).await;
+    let t = entry(&database, &name("t")).await;
+    let seen = newest(&database, &name("t")).await;
+    let mut segment = built(&seen, &seen.uncovered_units("i").await.unwrap()).await;
+    let large: Vec<u8> = (0..40_000_001_u32).map(|at| (at ^ (at >> 9)) as u8).collect();
+    segment.sections.push(Section { tier: Tier::Hot, bytes: large.clone().into() });
+    store.add(Rule::once(Request::Complete, ".seg", Fault::ErrorBefore));
+    let broken = database.publish_segment(&t, &index, segment.clone()).await;
+    assert!(matches!(broken, Err(StorageError::Unavailable(_))), "{broken:?}");
+    store.clear();
+    let made = database.publish_segment(&t, &index, segment).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join(format!("{}.seg", made.id));
+    for (round, is_mapped) in [false, true, true, true, false].into_iter().enumerate() {
+        let database = open(&store).await.unwrap();
+        let bytes_max = if round == 4 { 1 << 20 } else { 50 << 20 };
+        database.set_segment_folder((round > 0).then(|| folder.path().to_owned()), bytes_max);
+        let snapshot = newest(&database, &name("t")).await;
+        if round == 3 {
+            // A copy that a crash left half written.
+            std::fs::write(&copy, &std::fs::read(&copy).unwrap()[..1000]).unwrap();
+        }
+        if round == 4 {
+            std::fs::remove_file(&copy).unwrap();
+        }
+        store.take_requests();
+        let opened = snapshot.open_index("i").await.unwrap();
+        let requests = store.take_requests();
+        let is_read = |(request, path): &&(Request, String)| *request == Request::Get && path.ends_with(&made.file());
+        let reads = requests.iter().filter(is_read).filter(|(_, path)| !path.contains("_crc")).count();
+        assert_eq!(reads, usize::from(round != 2), "round {round}");
+        assert_eq!(opened.segments[0].is_in_memory(), !is_mapped, "round {round}");
+        assert!(opened.segments[0].section(3) == large && copy.exists() == is_mapped, "round {round}");
+        opened.segments[0].verify().await.unwrap();
+        assert_eq!(check(&snapshot).await, (30, 0));
+    }
+    // Another one needs the room.
+    let database = open(&store).await.unwrap();
+    database.set_segment_folder(Some(folder.path().to_owned()), made.bytes);
+    append(&database, 30..40).await;
+    build(&database).await.unwrap();
+    check_newest(&database).await;
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn segments_on_disk_can_be_had_in_memory() {
+    let (_folder, database) = on_disk().await;
+    table(&database, &[0..30]).await;
+    create(&database).await;
+    let made = build(&database).await.unwrap();
+    database.set_segments_in_memory(true);
+    let t = entry(&database, &name("t")).await;
+    let indexes = database.table_indexes(&t.location);
+    let snapshot = newest(&database, &name("t")).await;
+    assert_eq!(check(&snapshot).await, (30, 0));
+    assert!(indexes.segments.promote(&indexes.root, &t.location, &made).await.unwrap());
+    assert!(snapshot.open_index("i").await.unwrap().segments[0].is_in_memory());
+    assert_eq!(check(&snapshot).await, (30, 0));
+    let figures = database.segment_cache();
+    assert_eq!((figures.segments, figures.bytes, figures.mapped_bytes), (1, made.bytes, 0));
 }
 
 #[tokio::test]
