@@ -297,6 +297,11 @@ impl Engine {
         WeakEngine(Arc::downgrade(&self.inner))
     }
 
+    /// Bytes that statements may claim together.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.inner.memory.figures().1
+    }
+
     /// Threads of a statement.
     pub(crate) fn threads(&self) -> usize {
         self.inner.threads

@@ -28,7 +28,7 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How long after the start tables with indexes are looked for: a statement that is all a process does is not held up.
 const FIND_AFTER: Duration = Duration::from_secs(3);
 /// How often a build starts anew because its files were replaced meanwhile.
-const ATTEMPTS_MAX: usize = 5;
+const CONFLICTS_MAX: usize = 5;
 
 /// The builds of an engine.
 #[derive(Default)]
@@ -145,32 +145,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Builds a segment over all rows that an index does not cover.
+    /// Builds segments until an index covers all rows: one, or as many as memory takes.
     ///
     /// # Errors
-    /// The index is gone, its build was cancelled, or its files cannot be read or written.
+    /// The index is gone, its build was cancelled, its files cannot be read or written, or one data file alone takes more memory than
+    /// there is.
     async fn build_index(&self, table: &TableName, entry: &TableEntry, index: &IndexDefinition) -> Result<()> {
         let Some(spec) = IndexSpec::of_text(&index.options) else {
-            return Err(Error::unsupported(format!(
-                "another program made the index {}; it is left as it is",
-                index.name
-            )));
+            let name = &index.name;
+            return Err(Error::unsupported(format!("another program made the index {name}; it is left as it is")));
         };
         let _turn = self.builds().turn.lock().await;
-        for _ in 0..ATTEMPTS_MAX {
-            let snapshot = self.database().snapshot(entry).await?;
-            let coverage = snapshot.index_coverage(&index.name).await?;
-            if coverage.uncovered_rows == 0 {
-                return Ok(());
-            }
-            let build = SegmentBuild {
-                column: coverage.column.clone(),
-                snapshot,
-                spec: spec.clone(),
-                units: coverage.units.clone(),
-                threads: self.threads(),
-                now_us: now_us(),
-            };
+        let mut conflicts = 0;
+        while let Some(build) = self.next_build(entry, index, &spec).await? {
             let state = self.session().state();
             let _claim = crate::run::claim(&state, &Needs::of_bytes(build.bytes())).await?;
             let control = Arc::new(BuildControl::new(0));
@@ -180,18 +167,38 @@ impl Engine {
             match self.database().publish_segment(entry, index, segment).await {
                 Ok(_) => tracing::info!(%table, index = index.name, "a segment was built"),
                 // Somebody else was first, or the files are gone: what is missing now is another question.
-                Err(StorageError::Conflict(_)) => continue,
+                Err(StorageError::Conflict(_)) if conflicts < CONFLICTS_MAX => conflicts += 1,
                 Err(error) => return Err(error.into()),
             }
-            return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::Conflict,
-            format!(
-                "the index {} was not built: its table was rewritten {ATTEMPTS_MAX} times meanwhile; REINDEX it when it is quieter",
-                index.name
-            ),
-        ))
+        Ok(())
+    }
+
+    /// What is to be built next: data files that the index does not cover, as many as half of the memory takes; `None` if there is none.
+    async fn next_build(
+        &self,
+        entry: &TableEntry,
+        index: &IndexDefinition,
+        spec: &IndexSpec,
+    ) -> Result<Option<SegmentBuild>> {
+        let snapshot = self.database().snapshot(entry).await?;
+        let coverage = snapshot.index_coverage(&index.name).await?;
+        let mut build = SegmentBuild {
+            column: coverage.column.clone(),
+            snapshot,
+            spec: spec.clone(),
+            units: vec![],
+            threads: self.threads(),
+            now_us: now_us(),
+        };
+        for unit in &coverage.units {
+            build.units.push(unit.clone());
+            if build.units.len() > 1 && build.bytes() > self.memory_bytes() / 2 {
+                build.units.pop();
+                break;
+            }
+        }
+        Ok((!build.units.is_empty()).then_some(build))
     }
 }
 

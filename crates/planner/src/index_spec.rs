@@ -106,13 +106,13 @@ impl IndexSpec {
         column: &Field,
     ) -> Result<Self> {
         let method = method.unwrap_or("auto").to_lowercase();
+        let mut family = family(&method)?;
         let Some(vectors) = VectorType::of_field(column) else {
             return not_impl_err!(
                 "CREATE INDEX on {}, which holds no vectors, is not built yet; predicates on it are evaluated by a scan",
                 column.name()
             );
         };
-        let mut family = family(&method)?;
         let mut metric = operator_class.map(|class| metric_of_class(class)).transpose()?;
         let mut search = None;
         for (name, value) in options {

@@ -26,6 +26,8 @@ pub(crate) struct Nearest {
     k: usize,
     /// What distances are not above, with the certainty of the bounds.
     ceilings: TopK,
+    /// The least estimates.
+    estimates: TopK,
     hits: Vec<Hit>,
     survivors: Survivors,
     ceilings_of_list: Vec<f32>,
@@ -33,7 +35,19 @@ pub(crate) struct Nearest {
 
 impl Nearest {
     pub(crate) fn new(k: usize) -> Nearest {
-        Nearest { k, ceilings: TopK::new(k), hits: vec![], survivors: Survivors::default(), ceilings_of_list: vec![] }
+        Nearest {
+            k,
+            ceilings: TopK::new(k),
+            estimates: TopK::new(k),
+            hits: vec![],
+            survivors: Survivors::default(),
+            ceilings_of_list: vec![],
+        }
+    }
+
+    /// The k-th least estimate so far; infinity while there are fewer.
+    pub(crate) fn farthest(&self) -> f64 {
+        self.estimates.threshold()
     }
 
     /// A bound above it cannot be among the `k` nearest, with the certainty of the bounds.
@@ -57,6 +71,7 @@ impl Nearest {
         let bound = estimate - error;
         if bound <= self.threshold() {
             self.ceilings.push(f64::from(estimate + error), position);
+            self.estimates.push(f64::from(estimate), position);
             self.hits.push(Hit { position, estimate, bound });
         }
     }

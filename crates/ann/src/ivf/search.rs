@@ -16,6 +16,10 @@ use crate::space::Standing;
 /// Lists that a query of a batch reads by itself, so that it knows how near is near before lists are shared.
 const LISTS_ALONE: usize = 2;
 
+/// Under a filter lists are read on until so many of them, and this part of those read, brought nothing nearer.
+const PATIENCE: usize = 6;
+const PATIENCE_SHARE: usize = 3;
+
 /// Bytes of the next list that are asked for while a list is read.
 const BYTES_AHEAD: usize = 3_072;
 
@@ -66,6 +70,7 @@ impl Index for Ivf {
                 for index in 0..walk.plan.len() {
                     self.visit(&mut walk, index, sections)?;
                 }
+                self.read_on(&mut walk, sections)?;
                 self.finish(*walk, sections)
             }
             Begun::Step(step) => Ok(step),
@@ -93,7 +98,10 @@ impl Index for Ivf {
             }
         }
         let finish = |begun| match begun {
-            Begun::Walk(walk) => self.finish(*walk, sections),
+            Begun::Walk(mut walk) => {
+                self.read_on(&mut walk, sections)?;
+                self.finish(*walk, sections)
+            }
             Begun::Step(step) => Ok(step),
         };
         begun.into_iter().map(finish).collect()
@@ -112,10 +120,24 @@ struct Walk<'a> {
     nearest: Nearest,
     rerank: usize,
     matching: Option<RowSet<'a>>,
+    course: Course<'a>,
     plan: Vec<Planned>,
     masks: Vec<u32>,
     wants: Wants,
     work: Work,
+}
+
+/// The order in which a query passes lists, and how far it is.
+struct Course<'a> {
+    routed: Routed<'a>,
+    route: Route,
+    /// In the route.
+    place: usize,
+    /// Lists that were passed.
+    is_passed: Vec<bool>,
+    passed: Passed,
+    /// Matching rows that there are at most.
+    most: usize,
 }
 
 /// A list that will be read.
@@ -188,12 +210,12 @@ impl Ivf {
                     Ok(QueryCodes::projected(self.layout, &projected, bytes.clone()))
                 };
                 let Ok(codes) = codes else { return Ok(Begun::Step(Step::Found(Found::default()))) };
-                self.plan(codes, &Routed::Projected { bytes, square }, request, sections)
+                self.plan(codes, Routed::Projected { bytes, square }, request, sections)
             }
             Ground::Bits { metric, dim } => {
                 let codes = QueryCodes::raw(self.layout, *metric, ElementType::Bits, *dim, request.query);
                 let Ok(codes) = codes else { return Ok(Begun::Step(Step::Found(Found::default()))) };
-                self.plan(codes, &Routed::Bits(request.query), request, sections)
+                self.plan(codes, Routed::Bits(request.query), request, sections)
             }
         }
     }
@@ -214,7 +236,7 @@ impl Ivf {
     fn plan<'a>(
         &self,
         codes: QueryCodes,
-        routed: &Routed<'_>,
+        routed: Routed<'a>,
         request: &Request<'a>,
         sections: &dyn Sections,
     ) -> Result<Begun<'a>, FormatError> {
@@ -222,47 +244,87 @@ impl Ivf {
             return Ok(Begun::Step(Step::Wants(vec![(CENTROIDS, 0..sections.len(CENTROIDS))])));
         };
         let (probes, rerank) = self.probes_and_rerank(request.effort, request.k);
-        let most = request.matching.map_or(usize::MAX, RowSet::len).min(self.stored());
+        let course = Course {
+            route: self.route(centroids, &routed, Some(probes))?,
+            routed,
+            place: 0,
+            is_passed: vec![false; self.lists()],
+            passed: Passed::default(),
+            most: request.matching.map_or(usize::MAX, RowSet::len).min(self.stored()),
+        };
         let mut walk = Box::new(Walk {
             codes,
             nearest: Nearest::new(request.k),
             rerank,
             matching: request.matching,
+            course,
             plan: vec![],
             masks: vec![],
             wants: Wants::default(),
             work: Work { bytes: centroids.len() as u64, ..Work::default() },
         });
-        let mut route = self.route(centroids, routed, Some(probes))?;
-        let mut planned = vec![false; self.lists()];
-        let mut place = 0;
-        let mut passed = Passed::default();
-        while passed.matching < most && !passed.suffice(probes, request.k, self.calibration.growth) {
-            let Some((ranked, list)) = route.at(place) else {
-                if route.is_complete() {
-                    break;
-                }
-                route = self.route(centroids, routed, None)?;
-                place = 0;
-                continue;
-            };
-            place += 1;
-            let list = list as usize;
-            if std::mem::replace(&mut planned[list], true) || self.list_rows(list) == 0 {
-                continue;
-            }
-            if walk.wants.len() > probes {
-                break;
-            }
-            passed.lists += 1;
-            passed.rows += self.list_rows(list);
-            passed.matching += self.add_to_plan(&mut walk, list, ranked, sections)?;
-        }
+        while walk.course.passed.matching < walk.course.most
+            && !walk.course.passed.suffice(probes, request.k, self.calibration.growth)
+            && walk.wants.len() <= probes
+            && self.pass(&mut walk, centroids, sections)?.is_some()
+        {}
         self.want_codes(&mut walk, sections);
         match std::mem::take(&mut walk.wants).merged() {
             Some(wants) => Ok(Begun::Step(Step::Wants(wants))),
             None => Ok(Begun::Walk(walk)),
         }
+    }
+
+    /// Passes the next list of the route, and plans to read it if a row of it matches; how many do, or `None` at the end.
+    fn pass(
+        &self,
+        walk: &mut Walk<'_>,
+        centroids: &[u8],
+        sections: &dyn Sections,
+    ) -> Result<Option<usize>, FormatError> {
+        loop {
+            let course = &mut walk.course;
+            let Some((ranked, list)) = course.route.at(course.place) else {
+                if course.route.is_complete() {
+                    return Ok(None);
+                }
+                course.route = self.route(centroids, &course.routed, None)?;
+                course.place = 0;
+                continue;
+            };
+            course.place += 1;
+            let list = list as usize;
+            if std::mem::replace(&mut course.is_passed[list], true) || self.list_rows(list) == 0 {
+                continue;
+            }
+            let matching = self.add_to_plan(walk, list, ranked, sections)?;
+            let passed = &mut walk.course.passed;
+            passed.lists += 1;
+            passed.rows += self.list_rows(list);
+            passed.matching += matching;
+            return Ok(Some(matching));
+        }
+    }
+
+    /// Reads on under a filter while that brings the k-th nearest nearer: the rows that match may lie elsewhere than the lists near
+    /// the query let expect, and then no count of them says when it is enough.
+    fn read_on(&self, walk: &mut Walk<'_>, sections: &dyn Sections) -> Result<(), FormatError> {
+        let Some(centroids) = sections.whole(CENTROIDS).filter(|_| walk.matching.is_some()) else { return Ok(()) };
+        let mut idle = 0;
+        while walk.wants.len() == 0
+            && walk.course.passed.matching < walk.course.most
+            && idle < PATIENCE.max(walk.plan.len() / PATIENCE_SHARE)
+        {
+            match self.pass(walk, centroids, sections)? {
+                None => break,
+                Some(0) => continue,
+                Some(_) => {}
+            }
+            let farthest = walk.nearest.farthest();
+            self.visit(walk, walk.plan.len() - 1, sections)?;
+            idle = if walk.nearest.farthest() < farthest { 0 } else { idle + 1 };
+        }
+        Ok(())
     }
 
     /// Adds a list with its masks, if a row of it matches; returns how many do. Its rows may be missing: then they are wanted.
