@@ -41,15 +41,21 @@ async fn built(snapshot: &Snapshot, units: &[super::UncoveredUnit]) -> NewSegmen
     let known: BTreeSet<&str> = known.map(|unit| unit.file.as_str()).collect();
     let (mut bytes, mut made) = (vec![], vec![]);
     for unit in units {
-        for chunk in &unit.chunks {
-            let chunk = snapshot.load_vectors(chunk).await.unwrap();
-            let values = chunk.vectors.values().as_primitive::<Float32Type>().values();
-            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        }
         let mut absent = unit.deleted.clone();
         if let Some(uncovered) = unit.uncovered.as_ref().filter(|_| known.contains(unit.file.as_str())) {
             absent.insert_range(0..u32::try_from(unit.rows).unwrap());
             absent -= uncovered;
+        }
+        let mut offset = 0;
+        for chunk in &unit.chunks {
+            let chunk = snapshot.load_vectors(chunk).await.unwrap();
+            let values = chunk.vectors.values().as_primitive::<Float32Type>().values();
+            for value in values.chunks(DIMENSIONS as usize) {
+                // Nobody may look at a row that is absent.
+                let is_absent = absent.contains(offset);
+                bytes.extend(value.iter().flat_map(|value| if is_absent { [0xff; 4] } else { value.to_le_bytes() }));
+                offset += 1;
+            }
         }
         made.push(NewUnit { file: unit.file.clone(), rows: unit.rows, absent });
     }
@@ -303,11 +309,11 @@ async fn copies_that_are_none_are_not_covered() {
     let t = entry(&database, &name("t")).await;
     let turn = database.turn(&name("t"), &t).await.unwrap();
     let there = ids(turn.snapshot()).await;
-    // The vectors of 21 to 29 come in the place of 1 to 9.
-    let inserted = Some(stream(vec![rows(21..30)]));
+    // An UPDATE that says that it leaves the vectors alone, and does not.
+    let inserted = Some(stream(vec![rows(101..110)]));
     let origins = there[1..10].iter().map(|(_, address)| Some(*address)).collect();
     let copied = Some(Copied { origins, columns: vec!["emb".to_owned()] });
-    let deleted = there[21..30].iter().map(|(_, address)| *address).collect();
+    let deleted = there[1..10].iter().map(|(_, address)| *address).collect();
     let change = Change { operation: "UPDATE", deleted, inserted, copied, progress: None, once: None };
     turn.commit(change).await.unwrap();
     assert_eq!(check_newest(&database).await, (51, 9));
