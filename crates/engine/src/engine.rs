@@ -22,8 +22,10 @@ use crate::roots::AllowedRoots;
 use crate::run::MemoryOf;
 use crate::{Error, ErrorKind, QueryReport, Result, Secret, Session, UserIdentity};
 
-/// The part of the memory limit that caches decoded vectors: one in this many.
+/// The part of the memory limit that caches decoded vectors and segments of indexes: one in this many.
 const VECTOR_CACHE_SHARE: usize = 4;
+/// The part of that which caches segments: one in this many. Those that do not fit are mapped files.
+const SEGMENT_CACHE_SHARE: usize = 4;
 /// The part of it that is for the other caches: one in this many.
 const OTHER_CACHES_SHARE: usize = 16;
 /// The most that those caches have.
@@ -131,14 +133,18 @@ impl Engine {
             )));
         }
         let roots = options.allowed_roots.as_deref().map(AllowedRoots::new).transpose()?;
-        let vector_cache_bytes = limit / VECTOR_CACHE_SHARE;
+        let cache_bytes = limit / VECTOR_CACHE_SHARE;
+        let segment_cache_bytes = cache_bytes / SEGMENT_CACHE_SHARE;
+        let vector_cache_bytes = cache_bytes - segment_cache_bytes;
         let other_caches_bytes = (limit / OTHER_CACHES_SHARE).min(OTHER_CACHES_BYTES_MAX);
         let process_bytes = (limit / PROCESS_SHARE).min(PROCESS_BYTES_MAX);
-        let memory = Memory::new(limit - vector_cache_bytes - other_caches_bytes - process_bytes);
+        let memory = Memory::new(limit - cache_bytes - other_caches_bytes - process_bytes);
         let rewrite_bytes = memory.rewrite_bytes();
         let (storage_options, create) = (options.storage_options, options.create);
         let open = OpenOptions { storage_options, vector_cache_bytes, other_caches_bytes, rewrite_bytes, create };
         let database = Database::open(location, open).boxed().await?;
+        database.set_segment_cache_bytes(segment_cache_bytes);
+        database.set_segments_in_memory(true);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(memory.pool())
             .with_object_store_registry(database.object_store_registry())

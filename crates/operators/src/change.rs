@@ -28,8 +28,8 @@ use crate::row_buffer::RowBuffer;
 
 /// The columns in front of the table's own: the action and the row's address.
 const LEADING_COLUMNS: usize = 2;
-/// Bytes that an address takes while it is remembered, in the list and in the set.
-const ADDRESS_BYTES: usize = 32;
+/// Bytes that an address takes while it is remembered: in the list, in the set, and as the origin of a new row.
+const ADDRESS_BYTES: usize = 48;
 
 /// What happens when a statement meets a row of the table again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Gathered {
     pub deleted: Vec<u64>,
     /// The rows that come, checked; `None` if none does.
     pub inserted: Option<SendableRecordBatchStream>,
+    /// For each row that comes, in order, the address of the row that it was updated from; `None` for one that is new.
+    pub origins: Vec<Option<u64>>,
     /// What RETURNING answers.
     pub returned: Option<SendableRecordBatchStream>,
     /// How many rows were inserted, updated or deleted.
@@ -184,6 +186,7 @@ struct Gather {
     options: GatherOptions,
     source: Source,
     deleted: Vec<u64>,
+    origins: Vec<Option<u64>>,
     seen: HashSet<u64>,
     addresses: MemoryReservation,
     inserted: Option<RowBuffer>,
@@ -222,6 +225,7 @@ impl Gather {
             options: options.clone(),
             source,
             deleted: vec![],
+            origins: vec![],
             seen: HashSet::new(),
             addresses: register("rows that go"),
             inserted: options.new_rows.as_ref().map(buffer),
@@ -240,7 +244,8 @@ impl Gather {
         else {
             return internal_err!("a change begins with an action and an address");
         };
-        self.addresses.try_grow((rows - addresses.null_count()) * ADDRESS_BYTES)?;
+        let origins = if self.inserted.is_some() { addresses.null_count() * size_of::<Option<u64>>() } else { 0 };
+        self.addresses.try_grow((rows - addresses.null_count()) * ADDRESS_BYTES + origins)?;
         let (mut comes, mut counts) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         for row in 0..rows {
             let Some(action) = Action::of_code(actions.value(row)) else {
@@ -248,6 +253,9 @@ impl Gather {
             };
             let address = addresses.is_valid(row).then(|| addresses.value(row));
             let counted = self.meets(action, address)?;
+            if counted && action != Action::Delete && self.inserted.is_some() {
+                self.origins.push(address.filter(|_| action == Action::Update));
+            }
             comes.push(counted && action != Action::Delete);
             counts.push(counted);
         }
@@ -312,7 +320,14 @@ impl Gather {
             let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema, batches));
             stream
         });
-        Ok(Gathered { deleted: self.deleted, inserted, returned, count: self.count, _addresses: self.addresses })
+        Ok(Gathered {
+            deleted: self.deleted,
+            inserted,
+            origins: self.origins,
+            returned,
+            count: self.count,
+            _addresses: self.addresses,
+        })
     }
 }
 

@@ -154,21 +154,19 @@ impl IndexSearch<'_> {
         }
         let mut addresses = vec![];
         for (covered, segment) in open.coverage.segments.iter().zip(&open.segments) {
-            let matching = match selected {
-                Some(selected) => Some(covered.matching(selected)),
-                None => covered.live().cloned(),
-            };
-            if matching.as_ref().is_some_and(|matching| matching.count == 0) {
+            let selected = selected.map(|selected| covered.matching(selected));
+            let matching = selected.as_ref().or_else(|| covered.live());
+            if matching.is_some_and(|matching| matching.count == 0) {
                 continue;
             }
-            match self.search_segment(covered, segment, spec, matching.as_ref()) {
+            match self.search_segment(covered, segment, spec, matching) {
                 Way::Found(found) => {
                     self.counts.add(found.work);
                     addresses.extend(found.candidates.iter().filter_map(|candidate| covered.address(candidate.row)));
                 }
                 Way::Compare => {
                     self.counts.segments_compared.add(1);
-                    self.compare_later(covered, matching.as_ref(), &mut answered)?;
+                    self.compare_later(covered, matching, &mut answered)?;
                 }
             }
         }

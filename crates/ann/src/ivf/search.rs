@@ -17,8 +17,8 @@ use crate::space::Standing;
 const LISTS_ALONE: usize = 2;
 
 /// Under a filter lists are read on until so many of them, and this part of those read, brought nothing nearer.
-const PATIENCE: usize = 6;
-const PATIENCE_SHARE: usize = 3;
+const PATIENCE: usize = 8;
+const PATIENCE_SHARE: usize = 2;
 
 /// Bytes of the next list that are asked for while a list is read.
 const BYTES_AHEAD: usize = 3_072;
@@ -255,7 +255,8 @@ impl Ivf {
         let mut walk = Box::new(Walk {
             codes,
             nearest: Nearest::new(request.k),
-            rerank,
+            // What matches may be farther than what efforts were measured with, and codes tell far rows apart less well.
+            rerank: if request.matching.is_some() { 2 * rerank } else { rerank },
             matching: request.matching,
             course,
             plan: vec![],

@@ -17,7 +17,7 @@ use futures::FutureExt;
 use operators::buffers::Needs;
 use operators::change::Gathered;
 use planner::statement::StatementKind;
-use storage::{Change, Failure, IdempotencyKey, Once, Role, Snapshot, StorageError, TableEntry, Turn};
+use storage::{Change, Copied, Failure, IdempotencyKey, Once, Role, Snapshot, StorageError, TableEntry, Turn};
 
 use crate::answer::Progress;
 use crate::deadline::Deadline;
@@ -168,7 +168,7 @@ impl Session {
         let Some(gathered) = planned.sink.take() else {
             return Err(Error::new(ErrorKind::Internal, "the rows of a change were not gathered"));
         };
-        let Gathered { count, returned, .. } = commit(turn, planned.operation, gathered, key).await?;
+        let Gathered { count, returned, .. } = commit(turn, planned.operation, gathered, planned.kept, key).await?;
         if self.settings().idempotency_key().is_some() {
             self.change_settings(|settings| settings.reset("idempotency_key"))?;
         }
@@ -216,17 +216,19 @@ impl Session {
     }
 }
 
-/// Commits what was gathered; the rest of it is given back.
+/// Commits what was gathered; the rest of it is given back. `kept`: columns of vectors that updates leave as they are.
 async fn commit(
     turn: Turn,
     operation: &'static str,
     mut gathered: Gathered,
+    kept: Vec<String>,
     key: Option<IdempotencyKey>,
 ) -> Result<Gathered> {
     let deleted = std::mem::take(&mut gathered.deleted);
     let inserted = gathered.inserted.take();
     let once = key.map(|key| Once { key, count: gathered.count });
-    turn.commit(Change { operation, deleted, inserted, copied: None, progress: None, once }).await?;
+    let copied = Copied { origins: std::mem::take(&mut gathered.origins), columns: kept };
+    turn.commit(Change { operation, deleted, inserted, copied: Some(copied), progress: None, once }).await?;
     Ok(gathered)
 }
 

@@ -18,6 +18,7 @@ use operators::change::{Again, GatherOptions, Gathering};
 use planner::change::{ACTION, Action, Change, ROW};
 use planner::fetch_rows::FetchRows;
 use planner::resolve::{ROW_ADDRESS, SearchableTable};
+use planner::vector_type::VectorType;
 use planner::{Planner, convert_to};
 use storage::{Snapshot, TableEntry};
 
@@ -91,6 +92,18 @@ pub(crate) struct Planned {
     pub(crate) operation: &'static str,
     pub(crate) plan: LogicalPlan,
     pub(crate) sink: Arc<Gathering>,
+    /// The columns of vectors that every row that is updated keeps.
+    pub(crate) kept: Vec<String>,
+}
+
+/// The columns of vectors that no update gives another value.
+fn kept_vectors(fields: &[FieldRef], branches: &[Branch]) -> Vec<String> {
+    let is_kept = |at: usize| {
+        let mut updates = branches.iter().filter(|branch| branch.action == Some(Action::Update));
+        updates.all(|branch| matches!(branch.values.get(at), Some(Value::Kept)))
+    };
+    let vectors = fields.iter().enumerate().filter(|(at, field)| VectorType::of_field(field).is_some() && is_kept(*at));
+    vectors.map(|(_, field)| field.name().clone()).collect()
 }
 
 /// The expressions of a branch over the rows of FROM.
@@ -158,6 +171,7 @@ impl<'a> Scope<'a> {
             None => None,
         };
         let shape = Shape { has_target, flagged, keeps_old: returning.is_some() };
+        let kept = kept_vectors(&self.fields, &branches);
         let (rows, branches) = self.rows(from, selection, branches, &shape).await?;
         let writes = branches.iter().any(|branch| matches!(branch.action, Some(Action::Insert | Action::Update)));
         let values = self.values(rows, branches, &shape, writes || returning.is_some())?;
@@ -167,7 +181,7 @@ impl<'a> Scope<'a> {
         let sink = Arc::new(Gathering::new(GatherOptions { new_rows, returning: names, again }));
         let change = Change::try_new(operation, self.target.name.to_string(), Arc::clone(&sink) as _, input)?;
         let plan = LogicalPlan::Extension(Extension { node: Arc::new(change) });
-        Ok(Planned { operation, plan, sink })
+        Ok(Planned { operation, plan, sink, kept })
     }
 
     /// The rows of FROM and WHERE with all columns that are used, and the expressions of each branch over them.
