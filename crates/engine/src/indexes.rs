@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use datafusion::sql::sqlparser::ast::ObjectName;
 use operators::buffers::Needs;
@@ -25,6 +25,8 @@ use crate::{Answer, Engine, Error, ErrorKind, Result, Session};
 const UNCOVERED_ROWS_MIN: u64 = 4_096;
 /// How long after a change a table is looked at: changes come in groups.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How often tables with indexes are looked for among all.
+const LOOK_AROUND_AFTER: Duration = Duration::from_secs(60);
 /// How long after the start tables with indexes are looked for: a statement that is all a process does is not held up.
 const FIND_AFTER: Duration = Duration::from_secs(3);
 /// How often a build starts anew because its files were replaced meanwhile.
@@ -44,8 +46,12 @@ struct State {
     running: HashMap<String, Arc<BuildControl>>,
     /// Tables that have an index, as far as this process has seen.
     tables: HashSet<TableName>,
-    /// Whether somebody is about to look.
+    /// Whether somebody looks, or is about to.
     is_looking: bool,
+    /// Whether something was changed since somebody looked.
+    is_behind: bool,
+    /// When tables with indexes were looked for.
+    looked_at: Option<Instant>,
 }
 
 impl fmt::Debug for Builds {
@@ -81,35 +87,58 @@ impl Engine {
     pub(crate) fn look_after_indexes(&self) {
         {
             let mut state = self.builds().lock();
-            if state.tables.is_empty() || std::mem::replace(&mut state.is_looking, true) {
+            state.is_behind = true;
+            if std::mem::replace(&mut state.is_looking, true) {
                 return;
             }
         }
-        let engine = self.clone();
+        let engine = self.downgrade();
         tokio::spawn(async move {
-            tokio::time::sleep(LOOK_AFTER).await;
-            let tables: Vec<TableName> = {
-                let mut state = engine.builds().lock();
-                state.is_looking = false;
-                state.tables.iter().cloned().collect()
-            };
-            for table in tables {
-                if let Err(error) = engine.catch_up(&table).await {
-                    tracing::warn!(%table, %error, "an index was not brought up to date; it will be tried after the next change");
+            loop {
+                tokio::time::sleep(LOOK_AFTER).await;
+                // Whoever closes the database ends this.
+                let Some(engine) = engine.upgrade() else { return };
+                {
+                    let mut state = engine.builds().lock();
+                    if !std::mem::take(&mut state.is_behind) {
+                        state.is_looking = false;
+                        return;
+                    }
                 }
+                engine.catch_up_all().await;
             }
         });
     }
 
-    /// Looks for tables with indexes, a while after the start: builds that an earlier process did not end are gone on with.
+    /// Brings the indexes of all tables up to date that are known to have one.
+    async fn catch_up_all(&self) {
+        let is_due = {
+            let mut state = self.builds().lock();
+            let is_due = state.looked_at.is_none_or(|at| at.elapsed() > LOOK_AROUND_AFTER);
+            if is_due {
+                state.looked_at = Some(Instant::now());
+            }
+            is_due
+        };
+        // Other processes make indexes too, and tables change their names.
+        if is_due && let Err(error) = self.note_indexed_tables().await {
+            tracing::warn!(%error, "indexes were not looked for");
+        }
+        let tables: Vec<TableName> = self.builds().lock().tables.iter().cloned().collect();
+        for table in tables {
+            if let Err(error) = self.catch_up(&table).await {
+                tracing::warn!(%table, %error, "the indexes of a table were not brought up to date; that is tried after the next change");
+            }
+        }
+    }
+
+    /// Looks for indexes that are behind, a while after the start: builds that an earlier process did not end are gone on with.
     pub(crate) fn find_indexes(&self) {
         let engine = self.downgrade();
         tokio::spawn(async move {
             tokio::time::sleep(FIND_AFTER).await;
-            if let Some(engine) = engine.upgrade()
-                && let Err(error) = engine.note_indexed_tables().await
-            {
-                tracing::warn!(%error, "indexes were not looked for");
+            if let Some(engine) = engine.upgrade() {
+                engine.look_after_indexes();
             }
         });
     }
@@ -119,12 +148,13 @@ impl Engine {
         for (schema, entry) in &catalog.schemas {
             for (table, relation) in &entry.relations {
                 let Relation::Table(entry) = relation else { continue };
-                if !self.database().snapshot(entry).await?.indexes().await.indexes.is_empty() {
+                // A table that cannot be read keeps no other one from its index.
+                let Ok(snapshot) = self.database().snapshot(entry).await else { continue };
+                if !snapshot.indexes().await.indexes.is_empty() {
                     self.builds().note(&TableName::new(schema, table));
                 }
             }
         }
-        self.look_after_indexes();
         Ok(())
     }
 
@@ -137,27 +167,37 @@ impl Engine {
         };
         let snapshot = self.database().snapshot(entry).await?;
         for index in &snapshot.indexes().await.indexes {
-            let coverage = snapshot.index_coverage(&index.name).await?;
-            if coverage.uncovered_rows >= UNCOVERED_ROWS_MIN {
-                self.build_index(table, entry, index).await?;
+            // The column of an index may be gone, or another program may have made it: the others are built all the same.
+            let outcome = match snapshot.index_coverage(&index.name).await {
+                Ok(coverage) if coverage.uncovered_rows < UNCOVERED_ROWS_MIN => continue,
+                Ok(_) => self.build_index(table, entry, index, UNCOVERED_ROWS_MIN).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(%table, index = index.name, %error, "an index was not brought up to date");
             }
         }
         Ok(())
     }
 
-    /// Builds segments until an index covers all rows: one, or as many as memory takes.
+    /// Builds segments until an index covers the rows: one, or as many as memory takes. It begins if so many rows are uncovered as
+    /// `rows_min`, and goes on while enough are for a segment: others may write all the time.
     ///
     /// # Errors
     /// The index is gone, its build was cancelled, its files cannot be read or written, or one data file alone takes more memory than
     /// there is.
-    async fn build_index(&self, table: &TableName, entry: &TableEntry, index: &IndexDefinition) -> Result<()> {
-        let Some(spec) = IndexSpec::of_text(&index.options) else {
-            let name = &index.name;
-            return Err(Error::unsupported(format!("another program made the index {name}; it is left as it is")));
-        };
+    async fn build_index(
+        &self,
+        table: &TableName,
+        entry: &TableEntry,
+        index: &IndexDefinition,
+        mut rows_min: u64,
+    ) -> Result<()> {
+        let spec = spec_of(index)?;
         let _turn = self.builds().turn.lock().await;
         let mut conflicts = 0;
-        while let Some(build) = self.next_build(entry, index, &spec).await? {
+        while let Some(build) = self.next_build(entry, index, &spec, rows_min).await? {
+            rows_min = UNCOVERED_ROWS_MIN;
             let state = self.session().state();
             let _claim = crate::run::claim(&state, &Needs::of_bytes(build.bytes())).await?;
             let control = Arc::new(BuildControl::new(0));
@@ -180,9 +220,14 @@ impl Engine {
         entry: &TableEntry,
         index: &IndexDefinition,
         spec: &IndexSpec,
+        rows_min: u64,
     ) -> Result<Option<SegmentBuild>> {
         let snapshot = self.database().snapshot(entry).await?;
         let coverage = snapshot.index_coverage(&index.name).await?;
+        // Another index of its name may have taken its place.
+        if coverage.index.id != index.id || coverage.uncovered_rows < rows_min {
+            return Ok(None);
+        }
         let mut build = SegmentBuild {
             column: coverage.column.clone(),
             snapshot,
@@ -200,6 +245,15 @@ impl Engine {
         }
         Ok((!build.units.is_empty()).then_some(build))
     }
+}
+
+/// # Errors
+/// Options that this program does not know.
+fn spec_of(index: &IndexDefinition) -> Result<IndexSpec> {
+    IndexSpec::of_text(&index.options).ok_or_else(|| {
+        let name = &index.name;
+        Error::unsupported(format!("another program made the index {name}; drop it, or use that program"))
+    })
 }
 
 /// A build that has ended, however it did.
@@ -276,6 +330,9 @@ impl Session {
             }
             (None, None) => {}
         }
+        for (_, _, index) in &all {
+            spec_of(index)?;
+        }
         for (table, entry, index) in all {
             self.engine().builds().cancel(&index.id);
             let index = self.engine().database().clear_index(&entry, &index.name).await?;
@@ -288,7 +345,7 @@ impl Session {
     /// Waits for a build that goes on if nobody waits for it.
     async fn built(&self, table: TableName, entry: TableEntry, index: IndexDefinition) -> Result<()> {
         let engine = self.engine().clone();
-        let build = tokio::spawn(async move { engine.build_index(&table, &entry, &index).await });
+        let build = tokio::spawn(async move { engine.build_index(&table, &entry, &index, 1).await });
         build.await.map_err(|error| Error::new(ErrorKind::Internal, format!("the build ended early: {error}")))?
     }
 
@@ -308,9 +365,16 @@ impl Session {
         table: Option<&ObjectName>,
         if_exists: bool,
     ) -> Result<Option<(TableName, TableEntry, IndexDefinition)>> {
+        let is_qualified = name.0.len() > 1;
         let RelationName { schema, table: name } = RelationName::of_sql(name)?;
         let mut found = vec![];
         for (table, entry) in self.tables_of(&schema, table).await? {
+            if is_qualified && table.schema != schema {
+                return Err(Error::invalid(format!(
+                    "the index {name} is in the schema of its table, {}, not in {schema}; leave {schema} out",
+                    table.schema
+                )));
+            }
             let known = self.engine().database().indexes(&entry).await?;
             found.extend(known.index(&name).map(|index| (table, entry, index.clone())));
         }

@@ -26,6 +26,9 @@ pub use ann::Control as BuildControl;
 /// Rows up to which `auto` builds a graph: beyond, its codes and neighbors outgrow the memory of most machines.
 const AUTO_GRAPH_ROWS_MAX: usize = 20_000_000;
 
+/// Rows that a build learns from, about.
+const SAMPLE_ROWS: usize = 65_536;
+
 /// What a segment is built of.
 #[derive(Debug)]
 pub struct SegmentBuild {
@@ -44,14 +47,31 @@ pub struct SegmentBuild {
 }
 
 impl SegmentBuild {
-    /// Bytes that the build holds at once, by estimate: codes, neighbors and candidates of each row, and a sample.
+    /// Bytes that the build holds at once, by estimate: of each row its codes twice, of a graph neighbors and their candidates too;
+    /// a sample, and the chunk that each thread reads.
     pub fn bytes(&self) -> usize {
         let rows: u64 = self.units.iter().map(|unit| unit.rows).sum();
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        let field = self.snapshot.schema().field_with_name(&self.column).cloned();
+        let vectors = field.ok().as_ref().and_then(VectorType::of_field);
+        let (dim, raw) = vectors.map_or((0, 0), |vectors| {
+            (vectors.dim, crate::index_search::element_type(vectors).bytes_per_row(vectors.dim))
+        });
         let per_row = match self.spec.family {
-            Family::Auto | Family::Graph { .. } => 1_536,
-            Family::Flat { .. } | Family::Ivf { .. } => 1_024,
+            Family::Auto | Family::Graph { .. } => dim + 1_024,
+            Family::Flat { code } | Family::Ivf { code, .. } => {
+                64 + 2 * match code {
+                    ListCode::Raw => raw,
+                    ListCode::Scalar8 => dim,
+                    ListCode::Scalar4 => dim / 2,
+                    ListCode::Rabitq(bits) => dim * usize::from(bits) / 8 + 16,
+                }
+            }
         };
-        usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(per_row).saturating_add(64 << 20)
+        let chunks = self.units.iter().flat_map(|unit| &unit.chunks).map(|chunk| chunk.rows).max().unwrap_or(0);
+        let chunk = usize::try_from(chunks).unwrap_or(usize::MAX).saturating_mul(raw);
+        let sample = rows.min(SAMPLE_ROWS).saturating_mul(4 * dim);
+        rows.saturating_mul(per_row).saturating_add(self.threads.saturating_mul(2 * chunk)).saturating_add(2 * sample)
     }
 
     /// Builds it on threads of its own. Cancelled through `control`, which also tells the progress.

@@ -14,7 +14,7 @@ use planner::index_spec::IndexSpec;
 use planner::settings::Settings;
 use planner::vector_type::{Element, VectorType};
 use planner::vectors::VectorArray;
-use storage::{CoveredSegment, IndexDefinition, LocalRows, OpenIndex, Segment, Snapshot, VectorChunkRef};
+use storage::{CoveredSegment, IndexDefinition, LocalRows, OpenIndex, Segment, Snapshot, StorageError, VectorChunkRef};
 
 use crate::external;
 use crate::index_build::opened;
@@ -40,7 +40,7 @@ mod cost {
     pub const SCANNED_BYTE: f64 = 0.05;
 }
 
-/// The index that serves a search in this column by this metric: the newest one that there is.
+/// The index that serves a search in this column by this metric: the newest one that has a segment, or else the newest one.
 ///
 /// # Errors
 /// A column that the snapshot does not have.
@@ -49,9 +49,28 @@ pub(crate) async fn serving(
     column: &str,
     metric: Metric,
 ) -> Result<Option<(IndexDefinition, IndexSpec)>> {
+    let known = snapshot.indexes().await;
+    if known.indexes.is_empty() {
+        return Ok(None);
+    }
     let indexes = snapshot.indexes_of(column).await.map_err(external)?;
     let with_spec = |index: IndexDefinition| IndexSpec::of_text(&index.options).map(|spec| (index, spec));
-    Ok(indexes.into_iter().rev().filter_map(with_spec).find(|(_, spec)| spec.metric == metric))
+    let of_metric = indexes.into_iter().filter_map(with_spec).filter(|(_, spec)| spec.metric == metric);
+    // One that is being built has nothing to say yet.
+    Ok(of_metric.max_by_key(|(index, _)| (known.segments_of(index).next().is_some(), index.created_at_us)))
+}
+
+/// The error of a search that no index serves though one is required. `instead`: why none can.
+pub(crate) fn not_served(column: &str, metric: Metric, instead: Option<&str>) -> String {
+    let next = match instead {
+        Some(why) => why.to_owned(),
+        None if metric == Metric::L1 => "there are no indexes for l1 distances".to_owned(),
+        None => format!("CREATE INDEX … USING auto (… {}) makes one", metric.name()),
+    };
+    format!(
+        "require_index is on, and no index serves a search in {column} by {}: {next}; or SET require_index = off",
+        metric.name()
+    )
 }
 
 /// What a search by an index counts.
@@ -129,7 +148,8 @@ enum Way {
 }
 
 impl IndexSearch<'_> {
-    /// Asks the index. `selected`: the addresses of the candidates, ascending; all rows if absent.
+    /// Asks the index. `selected`: the addresses of the candidates, ascending; all rows if absent. `None` if the index was dropped
+    /// meanwhile, perhaps for another one of its name.
     ///
     /// # Errors
     /// Files that cannot be read. A damaged index is no error: its rows are compared.
@@ -138,8 +158,12 @@ impl IndexSearch<'_> {
         index: &IndexDefinition,
         spec: &IndexSpec,
         selected: Option<&[u64]>,
-    ) -> Result<Answered> {
-        let open: OpenIndex = self.snapshot.open_index(&index.name).await.map_err(external)?;
+    ) -> Result<Option<Answered>> {
+        let open: OpenIndex = match self.snapshot.open_index(&index.name).await {
+            Ok(open) if open.coverage.index.id == index.id => open,
+            Ok(_) | Err(StorageError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(external(error)),
+        };
         let mut answered = Answered { found: TopK::new(self.k), rest: vec![] };
         self.counts.uncovered.add(usize::try_from(open.coverage.uncovered_rows).unwrap_or(usize::MAX));
         for uncovered in &open.coverage.uncovered {
@@ -169,11 +193,12 @@ impl IndexSearch<'_> {
                     self.compare_later(covered, matching, &mut answered)?;
                 }
             }
+            tokio::task::yield_now().await;
         }
         addresses.sort_unstable();
         addresses.dedup();
         self.rerank(&addresses, &mut answered.found).await?;
-        Ok(answered)
+        Ok(Some(answered))
     }
 
     /// Searches a segment in the way that is estimated to be cheaper, and compares all where an index says too little.
@@ -192,15 +217,18 @@ impl IndexSearch<'_> {
             Ok(index) => index,
             Err(why) => return refuse(&why),
         };
-        if index.dim() != self.vector_type.dim || index.rows() as u64 != segment.rows() {
-            return refuse("it was built of other vectors");
+        let is_of_column = index.dim() == self.vector_type.dim && index.element() == element_type(self.vector_type);
+        if !is_of_column || index.metric() != spec.metric || index.rows() as u64 != segment.rows() {
+            return refuse("it was built of other vectors, or for another metric");
         }
         let rows = matching.map_or_else(|| covered.live_rows(), |matching| matching.count);
+        // A LIMIT may be any number.
+        let k = self.k.min(rows);
         let mut request = Request {
             query: self.vector.vector(0),
-            k: self.k,
+            k,
             matching: matching.map(|matching| RowSet::new(&matching.words, matching.count)),
-            effort: self.effort(index.as_ref().as_ref(), spec),
+            effort: self.effort(index.as_ref().as_ref(), spec, k),
         };
         let (by_index, by_comparing) = (self.cost(index.estimate(&request)), self.compare_cost(rows));
         self.counts.cost_index.add(by_index as usize / 1_000);
@@ -210,8 +238,8 @@ impl IndexSearch<'_> {
         }
         for _ in 0..2 {
             match index.search(&request, &Bytes(segment)) {
-                Ok(Step::Found(found)) if found.candidates.len() >= self.k.min(rows) => return Way::Found(found),
-                Ok(Step::Found(_)) => request.effort = harder(request.effort, self.k),
+                Ok(Step::Found(found)) if found.candidates.len() >= k => return Way::Found(found),
+                Ok(Step::Found(_)) => request.effort = harder(request.effort, k),
                 // All bytes are at hand.
                 Ok(Step::Wants(ranges)) => return refuse(&format!("it wants bytes that it does not have: {ranges:?}")),
                 Err(error) => return refuse(&error.to_string()),
@@ -220,13 +248,13 @@ impl IndexSearch<'_> {
         Way::Compare
     }
 
-    fn effort(&self, index: &dyn Index, spec: &IndexSpec) -> Effort {
-        let effort = index.effort(self.settings.recall_target, self.k);
-        let wished = |setting: usize| if setting > 0 { Some(setting) } else { spec.search };
+    fn effort(&self, index: &dyn Index, spec: &IndexSpec, k: usize) -> Effort {
+        let effort = index.effort(self.settings.recall_target, k);
+        let wished = |setting: usize| if setting > 0 { Some(setting) } else { spec.effort };
         match effort {
             Effort::Graph { beam, stop, rerank } => match wished(self.settings.ef_search) {
                 // Whoever says how many are kept wants them all looked at.
-                Some(beam) => Effort::Graph { beam: beam.max(self.k), stop: f32::INFINITY, rerank: beam.max(self.k) },
+                Some(beam) => Effort::Graph { beam: beam.max(k), stop: f32::INFINITY, rerank: beam.max(k) },
                 None => Effort::Graph { beam, stop, rerank },
             },
             Effort::Ivf { probes, rerank } => {
@@ -302,11 +330,12 @@ impl IndexSearch<'_> {
 }
 
 fn harder(effort: Effort, k: usize) -> Effort {
+    let more = |effort: usize, k: usize| effort.max(k).saturating_mul(HARDER);
     match effort {
-        Effort::Flat { rerank } => Effort::Flat { rerank: rerank.max(k) * HARDER },
-        Effort::Ivf { rerank, .. } => Effort::Ivf { probes: usize::MAX, rerank: rerank.max(k) * HARDER },
+        Effort::Flat { rerank } => Effort::Flat { rerank: more(rerank, k) },
+        Effort::Ivf { rerank, .. } => Effort::Ivf { probes: usize::MAX, rerank: more(rerank, k) },
         Effort::Graph { beam, rerank, .. } => {
-            Effort::Graph { beam: beam.max(k) * HARDER, stop: f32::INFINITY, rerank: rerank.max(k) * HARDER }
+            Effort::Graph { beam: more(beam, k), stop: f32::INFINITY, rerank: more(rerank, k) }
         }
     }
 }

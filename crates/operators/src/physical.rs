@@ -21,7 +21,7 @@ use storage::Snapshot;
 use crate::bind::has_parameters;
 use crate::change::{ChangeExec, Gathering};
 use crate::fetch_rows::FetchRowsExec;
-use crate::index_search::serving;
+use crate::index_search::{not_served, serving};
 use crate::table::SnapshotTable;
 use crate::vector_search::{QueryVector, VectorSearchExec};
 
@@ -78,17 +78,19 @@ impl ExtensionPlanner for Operators {
 /// # Errors
 /// None does, and one is required.
 async fn index_of(search: &VectorSearch, snapshot: &Snapshot, settings: &Settings) -> Result<Option<String>> {
-    let is_nearest = matches!(search.reach, Reach::Nearest { .. });
-    let is_approximate = is_nearest && !settings.exact && settings.recall_target < 1.0;
-    let serving = match is_approximate {
-        true => serving(snapshot, &search.vector, search.metric).await?,
-        false => None,
+    let exact = match search.reach {
+        Reach::Within { .. } => Some("searches within a distance compare all rows"),
+        Reach::Nearest { .. } if settings.exact => Some("exact is on"),
+        Reach::Nearest { .. } if settings.recall_target >= 1.0 => Some("recall_target is 1, which takes all rows"),
+        Reach::Nearest { .. } => None,
+    };
+    let serving = match exact {
+        None => serving(snapshot, &search.vector, search.metric).await?,
+        Some(_) => None,
     };
     if serving.is_none() && settings.require_index {
-        let (table, column, metric) = (&search.table_name, &search.vector, search.metric.name());
-        return plan_err!(
-            "require_index is on, and no index serves a search in {table}.{column} by {metric}; CREATE INDEX ON {table} USING auto ({column} {metric}), or SET require_index = off"
-        );
+        let column = format!("{}.{}", search.table_name, search.vector);
+        return plan_err!("{}", not_served(&column, search.metric, exact));
     }
     Ok(serving.map(|(index, spec)| format!("{} ({})", index.name, spec.method)))
 }

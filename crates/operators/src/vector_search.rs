@@ -37,7 +37,7 @@ use storage::{Snapshot, VectorChunk, VectorChunkRef};
 use crate::bind::with_values;
 use crate::buffers::{Buffers, fetch_bytes};
 use crate::external;
-use crate::index_search::{IndexCounts, IndexSearch, serving};
+use crate::index_search::{IndexCounts, IndexSearch, not_served, serving};
 
 /// Rows that one worker compares before it looks for cancellation and takes the next: some 300 µs of work.
 const SLICE_ROWS: usize = 4_096;
@@ -426,7 +426,13 @@ impl Run {
         if self.settings.exact || self.settings.recall_target >= 1.0 {
             return Ok(None);
         }
-        let Some((index, spec)) = serving(&self.snapshot, &self.vector, self.metric).await? else { return Ok(None) };
+        let Some((index, spec)) = serving(&self.snapshot, &self.vector, self.metric).await? else {
+            // It was there when a prepared statement was planned.
+            return match self.settings.require_index {
+                true => plan_err!("{}", not_served(&self.column, self.metric, None)),
+                false => Ok(None),
+            };
+        };
         let search = IndexSearch {
             snapshot: &self.snapshot,
             column: &self.vector,
@@ -438,7 +444,7 @@ impl Run {
             counts: &self.index,
         };
         let answered = search.run(&index, &spec, selected).await?;
-        Ok(Some((Found::Nearest(answered.found), answered.rest)))
+        Ok(answered.map(|answered| (Found::Nearest(answered.found), answered.rest)))
     }
 
     /// Evaluates the query vector; `None` for NULL, which is near to nothing.

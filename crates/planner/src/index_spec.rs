@@ -26,7 +26,7 @@ pub struct IndexSpec {
     /// What it orders by.
     pub metric: Metric,
     /// Vertices kept in a search (`ef_search`), lists read (`nprobe`); by the recall that is wanted if absent.
-    pub search: Option<usize>,
+    pub effort: Option<usize>,
 }
 
 /// A family of indexes and its parameters; what is absent is chosen by the data.
@@ -114,8 +114,14 @@ impl IndexSpec {
             );
         };
         let mut metric = operator_class.map(|class| metric_of_class(class)).transpose()?;
-        let mut search = None;
+        let mut effort = None;
+        let mut seen: Vec<&str> = vec![];
         for (name, value) in options {
+            let option = canonical(name);
+            if seen.contains(&option) {
+                return plan_err!("the option {option} is given twice, once as {name}; give it once");
+            }
+            seen.push(option);
             if name == "metric" || name == "distance" {
                 let named = metric_named(value)?;
                 if metric.is_some_and(|metric| metric != named) {
@@ -123,7 +129,7 @@ impl IndexSpec {
                 }
                 metric = Some(named);
             } else {
-                set_option(&mut family, &mut search, &method, name, value)?;
+                set_option(&mut family, &mut effort, &method, name, value)?;
             }
         }
         let default = if vectors.element == Element::Bit { Metric::Hamming } else { Metric::L2 };
@@ -131,6 +137,9 @@ impl IndexSpec {
         check_metric(metric.name(), metric, Some(vectors), None)?;
         if metric == Metric::L1 {
             return not_impl_err!("an index for l1 distances is not built yet; searches by l1 compare all candidates");
+        }
+        if vectors.element == Element::Bit && seen.contains(&"bits") {
+            return plan_err!("bit vectors are their own codes; leave bits out");
         }
         if vectors.element == Element::Bit
             && matches!(
@@ -149,7 +158,7 @@ impl IndexSpec {
                 }
             };
         }
-        Ok(Self { method, family, metric, search })
+        Ok(Self { method, family, metric, effort })
     }
 
     /// As text, for the list of indexes.
@@ -168,7 +177,7 @@ impl IndexSpec {
                 json!({ "family": "ivf", "lists": lists, "code": code, "bits": bits })
             }
         };
-        json!({ "method": self.method, "metric": self.metric.name(), "search": self.search, "build": family })
+        json!({ "method": self.method, "metric": self.metric.name(), "effort": self.effort, "build": family })
             .to_string()
     }
 
@@ -192,7 +201,7 @@ impl IndexSpec {
             _ => return None,
         };
         let metric = Metric::parse(value["metric"].as_str()?)?;
-        Some(Self { method: value["method"].as_str()?.to_owned(), family, metric, search: number(&value["search"]) })
+        Some(Self { method: value["method"].as_str()?.to_owned(), family, metric, effort: number(&value["effort"]) })
     }
 }
 
@@ -236,6 +245,18 @@ fn metric_named(name: &str) -> Result<Metric> {
     }
 }
 
+/// The one name of an option that has several.
+fn canonical(name: &str) -> &str {
+    match name {
+        "num_neighbors" | "max_degree" => "m",
+        "search_list_size" => "ef_construction",
+        "nlist" => "lists",
+        "probes" => "nprobe",
+        "distance" => "metric",
+        name => name,
+    }
+}
+
 fn set_option(family: &mut Family, search: &mut Option<usize>, method: &str, name: &str, value: &str) -> Result<()> {
     let number = |least: u64, most: u64| -> Result<usize> {
         match value.parse::<u64>() {
@@ -258,9 +279,9 @@ fn set_option(family: &mut Family, search: &mut Option<usize>, method: &str, nam
                 _ => return plan_err!("bits of a graph's codes are 2, 4 or 8, not {value}"),
             };
         }
-        (Family::Graph { .. }, "ef_search") => *search = Some(number(1, BEAM_MAX)?),
+        (Family::Graph { .. }, "ef_search") => *effort = Some(number(1, BEAM_MAX)?),
         (Family::Ivf { lists, .. }, "lists" | "nlist") => *lists = Some(number(1, LISTS_MAX)?),
-        (Family::Ivf { .. }, "nprobe" | "probes") => *search = Some(number(1, LISTS_MAX)?),
+        (Family::Ivf { .. }, "nprobe" | "probes") => *effort = Some(number(1, LISTS_MAX)?),
         (Family::Ivf { code: ListCode::Rabitq(bits), .. } | Family::Flat { code: ListCode::Rabitq(bits) }, "bits") => {
             *bits = u8::try_from(number(1, 9)?).unwrap_or(RABITQ_BITS);
         }
@@ -323,6 +344,7 @@ mod tests {
             ("hnsw", None, &[("m", "1000")], "from 2 to 128"),
             ("ivf", None, &[("bits", "10")], "from 1 to 9"),
             ("ivf", Some("vector_l2_ops"), &[("metric", "cosine")], "name one"),
+            ("ivf", None, &[("lists", "9"), ("nlist", "9")], "given twice"),
         ] {
             let error = parsed(method, class, options).unwrap_err().to_string();
             assert!(error.contains(says), "{method} {options:?}: {error}");

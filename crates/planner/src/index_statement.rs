@@ -141,6 +141,7 @@ fn option(parser: &mut Parser) -> Parsed<(String, String)> {
 fn drop_index(parser: &mut Parser) -> Parsed<IndexStatement> {
     const USAGE: &str = "write DROP INDEX [IF EXISTS] name [ON table]";
     parser.next_token();
+    let _ = accepts(parser, "CONCURRENTLY");
     let if_exists = parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]);
     let name = object(parser, USAGE)?;
     let table = if accepts(parser, "ON") { Some(object(parser, USAGE)?) } else { None };
