@@ -257,7 +257,7 @@ fn canonical(name: &str) -> &str {
     }
 }
 
-fn set_option(family: &mut Family, search: &mut Option<usize>, method: &str, name: &str, value: &str) -> Result<()> {
+fn set_option(family: &mut Family, effort: &mut Option<usize>, method: &str, name: &str, value: &str) -> Result<()> {
     let number = |least: u64, most: u64| -> Result<usize> {
         match value.parse::<u64>() {
             Ok(number) if (least..=most).contains(&number) => Ok(usize::try_from(number).unwrap_or(usize::MAX)),
