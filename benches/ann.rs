@@ -1,11 +1,10 @@
-//! Searches by an index as a user meets them, through SQL and over Flight: builds, recall and speed, on the data of the yardstick.
+//! Searches by an index as a user meets them, through SQL and over Flight: builds, recall and speed.
 //!
 //! `cargo bench --workspace --bench ann -- --dataset minilm|fashion|large [--only CONFIG]`
 //!
 //! `CONFIG` is a part of `sql graph`, `flight graph` or `sql ivf`. `$ANNBENCH` (`annbench` in the workspace's folder if unset) holds
-//! what the yardstick's `prep.py` makes: `data/NAME/{base,query,gt,u,gt_u100,gt_u1000,gt_u5000}.npy`. A line of JSON for each
-//! figure is printed and appended to `results/sagitta.jsonl` there, with the fields of the yardstick's `common.py`, so that its
-//! `report.py` shows them beside the rivals.
+//! `data/NAME/{base,query,gt,u,gt_u100,gt_u1000,gt_u5000}.npy` (benches/README.md). A line of JSON for each figure is printed and
+//! appended to `results/sagitta.jsonl` there.
 //!
 //! Everything is in one process: engine, server and clients share its cores. `qps_1t` is one session that asks one question at
 //! a time, `qps_2t` are two such sessions; `cpu_1t` and `cpu_2t` are the cores that this process kept busy meanwhile, `other_*`
@@ -392,7 +391,7 @@ impl Dataset {
     }
 }
 
-/// The folder of the yardstick's data and results.
+/// The folder of data and results.
 fn root() -> PathBuf {
     let root = std::env::var_os("ANNBENCH").unwrap_or_else(|| "annbench".into());
     // Cargo runs a bench in the folder of its package, wherever it was called itself.
@@ -442,7 +441,7 @@ impl Npy {
     fn open(path: &Path, element: &str) -> Result<Self, Failure> {
         const BUFFER_BYTES: usize = 1 << 20;
         let place = path.display();
-        let file = File::open(path).map_err(|error| format!("{place}: {error}; prep.py of the yardstick makes it"))?;
+        let file = File::open(path).map_err(|error| format!("{place}: {error}; benches/README.md says what is in the folder"))?;
         let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
         let mut start = [0_u8; 8];
         file.read_exact(&mut start)?;
