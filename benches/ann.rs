@@ -441,7 +441,8 @@ impl Npy {
     fn open(path: &Path, element: &str) -> Result<Self, Failure> {
         const BUFFER_BYTES: usize = 1 << 20;
         let place = path.display();
-        let file = File::open(path).map_err(|error| format!("{place}: {error}; benches/README.md says what is in the folder"))?;
+        let file = File::open(path)
+            .map_err(|error| format!("{place}: {error}; benches/README.md says what is in the folder"))?;
         let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
         let mut start = [0_u8; 8];
         file.read_exact(&mut start)?;
