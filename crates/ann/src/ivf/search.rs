@@ -312,18 +312,19 @@ impl Ivf {
     fn read_on(&self, walk: &mut Walk<'_>, sections: &dyn Sections) -> Result<(), FormatError> {
         let Some(centroids) = sections.whole(CENTROIDS).filter(|_| walk.matching.is_some()) else { return Ok(()) };
         let mut idle = 0;
-        while walk.wants.len() == 0
-            && walk.course.passed.matching < walk.course.most
-            && idle < PATIENCE.max(walk.plan.len() / PATIENCE_SHARE)
-        {
-            match self.pass(walk, centroids, sections)? {
-                None => break,
-                Some(0) => continue,
-                Some(_) => {}
+        while walk.course.passed.matching < walk.course.most && idle < PATIENCE.max(walk.plan.len() / PATIENCE_SHARE) {
+            let (missing, farthest) = (walk.wants.len(), walk.nearest.farthest());
+            let Some(matching) = self.pass(walk, centroids, sections)? else { break };
+            if matching > 0 {
+                self.visit(walk, walk.plan.len() - 1, sections)?;
             }
-            let farthest = walk.nearest.farthest();
-            self.visit(walk, walk.plan.len() - 1, sections)?;
-            idle = if walk.nearest.farthest() < farthest { 0 } else { idle + 1 };
+            // Of lists that are not at hand, as many as may be needed are asked for at once.
+            let is_missing = walk.wants.len() > missing;
+            if walk.nearest.farthest() < farthest {
+                idle = 0;
+            } else if matching > 0 || is_missing {
+                idle += 1;
+            }
         }
         Ok(())
     }
