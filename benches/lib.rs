@@ -36,8 +36,10 @@ where
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(16 << 20).build()?;
     println!("machine: {}", machine());
     let result = runtime.block_on(bench(folder.clone()));
-    std::fs::remove_dir_all(&folder)?;
-    result
+    let removed = std::fs::remove_dir_all(&folder);
+    // A bench that failed may not have come to its folder.
+    result?;
+    Ok(removed?)
 }
 
 /// A session of a new engine: nothing is cached.
