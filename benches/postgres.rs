@@ -201,12 +201,19 @@ impl Postgres {
 pub struct Search(Postgres);
 
 impl Search {
-    /// The answer of `sql` has ids and distances; `$1` is the vector.
+    /// On a connection of its own: see [`Search::on`].
     ///
     /// # Errors
     /// What the server says.
     pub async fn new(address: &str, sql: &str) -> Result<Self, Failure> {
-        let mut connection = Postgres::connect(address).await?;
+        Self::on(Postgres::connect(address).await?, sql).await
+    }
+
+    /// The answer of `sql` has ids, BIGINT, in its first column; `$1` is the vector.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn on(mut connection: Postgres, sql: &str) -> Result<Self, Failure> {
         let mut out = BytesMut::new();
         put_message(&mut out, b'P', |out| {
             put_text(out, "search");
@@ -244,9 +251,11 @@ impl Search {
             let (kind, mut row) = self.0.message().await?;
             match kind {
                 b'D' => {
-                    row.advance(2);
+                    let columns = row.try_get_i16()?;
                     ids.push(take_value(&mut row)?.try_get_i64()?);
-                    take_value(&mut row)?.try_get_f64()?;
+                    for _ in 1..columns {
+                        take_value(&mut row)?;
+                    }
                 }
                 b'Z' => return Ok(ids),
                 _ => {}

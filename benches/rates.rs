@@ -1,4 +1,4 @@
-//! Rates of a server as one client program sees them: searches of several connections at once.
+//! Rates of a server as one client program sees them: searches of several connections at once; and how much of the truth is found.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,6 +24,33 @@ pub trait Searcher: Send + 'static {
     /// # Errors
     /// What the server says, as text: it passes between tasks.
     fn nearest(&mut self, query: &[f32]) -> impl Future<Output = Result<Vec<i64>, String>> + Send;
+}
+
+/// What is found for each vector.
+///
+/// # Errors
+/// What the server says.
+pub async fn found<S: Searcher>(searcher: &mut S, vectors: &[Vec<f32>]) -> Result<Vec<Vec<i64>>, Failure> {
+    let mut found = Vec::with_capacity(vectors.len());
+    for vector in vectors {
+        found.push(searcher.nearest(vector).await?);
+    }
+    Ok(found)
+}
+
+/// The share of the true neighbors that were found; both are in the order of the queries.
+pub fn recall_of(found: &[Vec<i64>], nearest: &[Vec<i64>]) -> f64 {
+    let hits = |(nearest, found): (&Vec<i64>, &Vec<i64>)| nearest.iter().filter(|id| found.contains(id)).count();
+    let wanted: usize = nearest.iter().map(Vec::len).sum();
+    nearest.iter().zip(found).map(hits).sum::<usize>() as f64 / wanted as f64
+}
+
+/// The share of the true neighbors that are found, over all queries once.
+///
+/// # Errors
+/// What the server says.
+pub async fn recall<S: Searcher>(searcher: &mut S, queries: &Queries) -> Result<f64, Failure> {
+    Ok(recall_of(&found(searcher, &queries.vectors).await?, &queries.nearest))
 }
 
 /// What several connections reached together.

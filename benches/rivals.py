@@ -143,7 +143,9 @@ def roapi(folder: pathlib.Path, seconds: str) -> tuple[str, list[dict]]:
     return f"roapi {importlib.metadata.version('roapi')}", figures
 
 
-def pgvector(folder: pathlib.Path, seconds: str) -> tuple[str, list[dict]]:
+@contextlib.contextmanager
+def postgres(folder: pathlib.Path):
+    """A server of PostgreSQL with pgvector: its port, and what it is."""
     package = pathlib.Path(importlib.util.find_spec("pgserver").origin).parent
     binaries, port = package / "pginstall/bin", free_port()
     data = folder / "postgres"
@@ -158,12 +160,16 @@ def pgvector(folder: pathlib.Path, seconds: str) -> tuple[str, list[dict]]:
     settings |= {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
     command = [str(binaries / "postgres"), "-D", str(data)]
     command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    with running(command, port, log=folder / "postgres.log", **who):
-        figures = measured([client(), "pgvector", f"127.0.0.1:{port}", str(folder), seconds])
     control = (package / "pginstall/share/postgresql/extension/vector.control").read_text()
     version = next(line.split("'")[1] for line in control.splitlines() if line.startswith("default_version"))
-    postgres = subprocess.run([command[0], "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[-1]
-    return f"PostgreSQL {postgres} with pgvector {version}", figures
+    server = subprocess.run([command[0], "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+    with running(command, port, log=folder / "postgres.log", **who):
+        yield port, f"PostgreSQL {server} with pgvector {version}"
+
+
+def pgvector(folder: pathlib.Path, seconds: str) -> tuple[str, list[dict]]:
+    with postgres(folder) as (port, version):
+        return version, measured([client(), "pgvector", f"127.0.0.1:{port}", str(folder), seconds])
 
 
 def lancedb(folder: pathlib.Path, seconds: str) -> tuple[str, list[dict]]:

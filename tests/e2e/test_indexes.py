@@ -147,3 +147,42 @@ def test_a_damaged_index_costs_time_and_no_answer(points, tmp_path):
         assert index["problems"] and (index["rows_covered"], index["rows_uncovered"]) == (0, ROWS), index
     points.ok("-c", "REINDEX INDEX points_emb")
     assert recall(points, np.arange(ROWS)) >= 0.95
+
+
+def append(sagitta: Sagitta, file, start: int, rows: int) -> None:
+    ids = np.arange(start, start + rows, dtype=np.int64)
+    names = [f"n{at}" for at in ids]
+    pq.write_table(pa.table({"id": ids, "side": SIDE[ids], "name": names, "emb": vectors_of(VECTORS[ids])}), file)
+    sagitta.load(file, "points", "--append")
+
+
+@pytest.mark.parametrize("method", ["ivf", "graph"])
+def test_small_segments_become_one(tmp_path, method):
+    part, parts = ROWS // 4, 4
+    sagitta = Sagitta(str(tmp_path / "data"))
+    sagitta.ok("-c", f"CREATE TABLE points (id BIGINT, side INT, name TEXT, emb VECTOR({DIM}))")
+    sagitta.ok("-c", f"CREATE INDEX points_emb ON points USING {method} (emb vector_l2_ops)")
+    with serving(sagitta.data, tmp_path) as server:
+        remote = Sagitta("", options=("--connect", f"grpc://localhost:{server.port}"))
+        for at in range(parts):
+            append(remote, tmp_path / "part.parquet", at * part, part)
+            until_covered(server)
+        end = time.monotonic() + 60
+        while remote.value("SELECT count(*) FROM system.segments") > 1:
+            assert time.monotonic() < end, remote.sql("SELECT * FROM system.segments")
+            time.sleep(0.2)
+        assert recall(remote, np.arange(ROWS)) >= 0.95
+        first = np.arange(part)
+        assert recall(remote, first, table="points FOR VERSION AS OF 2") >= 0.95
+
+
+def test_a_damaged_list_of_indexes_is_mended_by_reindex(points, tmp_path):
+    points.ok("-c", "CREATE INDEX points_emb ON points USING ivf (emb vector_l2_ops)")
+    lists = sorted((tmp_path / "data").glob("**/_ann/manifest-*"))
+    lists[-1].write_bytes(lists[-1].read_bytes()[:-9] + b"\xff" * 9)
+    assert recall(points, np.arange(ROWS)) == 1.0
+    assert "REINDEX TABLE" in points.fails("REINDEX INDEX points_emb ON points")
+    points.ok("-c", "REINDEX TABLE points")
+    (index,) = points.sql("SELECT index_name, state, rows_covered FROM system.indexes")
+    assert index == {"index_name": "points_emb", "state": "ready", "rows_covered": ROWS}
+    assert recall(points, np.arange(ROWS)) >= 0.95

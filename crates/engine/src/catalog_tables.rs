@@ -19,7 +19,7 @@ const SYSTEM: &str = "system";
 const INFORMATION_TABLES: &[&str] =
     &["schemata", "tables", "columns", "views", "table_constraints", "key_column_usage"];
 const SYSTEM_TABLES: &[&str] =
-    &["indexes", "queries", "segments", "settings", "slow_queries", "tables", "users", "versions"];
+    &["caches", "indexes", "queries", "segments", "settings", "slow_queries", "tables", "users", "versions"];
 
 /// The names of all tables here.
 pub(crate) fn names() -> impl Iterator<Item = RelationName> {
@@ -51,6 +51,7 @@ pub(crate) async fn table(
         (INFORMATION, "views") => views(tables).await?,
         (INFORMATION, "table_constraints") => table_constraints(tables).await?,
         (INFORMATION, "key_column_usage") => key_column_usage(tables).await?,
+        (SYSTEM, "caches") => caches(session)?,
         (SYSTEM, "indexes") => crate::index_tables::indexes(session, tables).await?,
         (SYSTEM, "segments") => crate::index_tables::segments(session, tables).await?,
         (SYSTEM, "queries") => queries(session, tables, session.engine().queries().running()).await?,
@@ -74,6 +75,10 @@ pub(crate) fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
 
 pub(crate) fn texts<T: Into<Option<String>>>(values: impl IntoIterator<Item = T>) -> ArrayRef {
     Arc::new(StringArray::from_iter(values.into_iter().map(Into::into)))
+}
+
+pub(crate) fn numbers(values: impl IntoIterator<Item = u64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter(values.into_iter().map(|value| i64::try_from(value).ok())))
 }
 
 fn constant(value: &str, rows: usize) -> ArrayRef {
@@ -247,6 +252,26 @@ async fn queries(session: &Session, tables: &StatementTables, mut reports: Vec<Q
         ("rows_read", numbers(&|report| Some(report.rows_done))),
         ("rows_total", numbers(&|report| report.rows_total)),
         ("query", texts(reports.iter().map(|report| report.text.clone()))),
+    ])
+}
+
+/// What is kept in memory of data and indexes, and how often it was there.
+fn caches(session: &Session) -> Result<RecordBatch> {
+    let database = session.engine().database();
+    let (vectors, segments, (columns, selections)) =
+        (database.vector_cache(), database.segment_cache(), database.row_caches());
+    let rows = [
+        ("columns", columns.bytes, columns.bytes_max, columns.hits, columns.misses),
+        ("segments", segments.bytes, segments.bytes_max, segments.hits, segments.misses),
+        ("selections", selections.bytes, selections.bytes_max, selections.hits, selections.misses),
+        ("vectors", vectors.bytes, vectors.bytes_max, vectors.hits, vectors.misses),
+    ];
+    batch(vec![
+        ("cache", texts(rows.iter().map(|row| row.0.to_owned()))),
+        ("bytes", numbers(rows.iter().map(|row| row.1))),
+        ("bytes_max", numbers(rows.iter().map(|row| row.2))),
+        ("hits", numbers(rows.iter().map(|row| row.3))),
+        ("misses", numbers(rows.iter().map(|row| row.4))),
     ])
 }
 

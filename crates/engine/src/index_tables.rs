@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Float64Array, RecordBatch, TimestampMicrosecondArray};
 use planner::index_spec::IndexSpec;
-use storage::{Coverage, Relation};
+use storage::{Coverage, CoveredSegment, IndexDefinition, Relation};
 
-use crate::catalog_tables::{batch, texts};
+use crate::catalog_tables::{batch, numbers, texts};
 use crate::resolver::StatementTables;
 use crate::{Result, Session};
 
@@ -14,10 +14,23 @@ use crate::{Result, Session};
 struct IndexRow {
     schema: String,
     table: String,
-    coverage: Arc<Coverage>,
+    index: IndexDefinition,
+    /// Nothing if its column is gone.
+    coverage: Option<Arc<Coverage>>,
     /// Bytes of the files of all its segments, and how many those are.
     bytes: u64,
     segments: usize,
+}
+
+impl IndexRow {
+    /// Segments that have a live row.
+    fn segments_live(&self) -> impl Iterator<Item = &CoveredSegment> {
+        self.coverage.iter().flat_map(|coverage| &coverage.segments).map(AsRef::as_ref)
+    }
+
+    fn rows_covered(&self) -> u64 {
+        self.segments_live().map(|segment| segment.live_rows() as u64).sum()
+    }
 }
 
 async fn rows(session: &Session, tables: &StatementTables) -> Result<Vec<IndexRow>> {
@@ -29,12 +42,12 @@ async fn rows(session: &Session, tables: &StatementTables) -> Result<Vec<IndexRo
             let snapshot = database.snapshot(entry).await?;
             let known = snapshot.indexes().await;
             for index in &known.indexes {
-                // An index on a column that is gone has no coverage, and is of no use.
-                let Ok(coverage) = snapshot.index_coverage(&index.name).await else { continue };
+                let coverage = snapshot.index_coverage(&index.name).await.ok();
                 let segments: Vec<_> = known.segments_of(index).collect();
                 rows.push(IndexRow {
                     schema: schema.clone(),
                     table: table.clone(),
+                    index: index.clone(),
                     coverage,
                     bytes: segments.iter().map(|segment| segment.bytes).sum(),
                     segments: segments.len(),
@@ -45,58 +58,55 @@ async fn rows(session: &Session, tables: &StatementTables) -> Result<Vec<IndexRo
     Ok(rows)
 }
 
-fn numbers(values: impl IntoIterator<Item = u64>) -> ArrayRef {
-    Arc::new(Int64Array::from_iter(values.into_iter().map(|value| i64::try_from(value).ok())))
-}
-
 /// One row for each index.
 pub(crate) async fn indexes(session: &Session, tables: &StatementTables) -> Result<RecordBatch> {
     let rows = rows(session, tables).await?;
-    let specs: Vec<Option<IndexSpec>> =
-        rows.iter().map(|row| IndexSpec::of_text(&row.coverage.index.options)).collect();
-    let progress = |row: &IndexRow| session.engine().builds().progress(&row.coverage.index.id);
-    let state = |row: &IndexRow| match progress(row) {
-        Some(_) => "building",
-        None if row.coverage.uncovered_rows > 0 => "behind",
-        None => "ready",
+    let specs: Vec<Option<IndexSpec>> = rows.iter().map(|row| IndexSpec::of_text(&row.index.options)).collect();
+    let progress = |row: &IndexRow| session.engine().builds().progress(&row.index.id);
+    let state = |row: &IndexRow| match (progress(row), &row.coverage) {
+        (Some(_), _) => "building",
+        (None, None) => "unusable",
+        (None, Some(coverage)) if coverage.uncovered_rows > 0 => "behind",
+        (None, Some(_)) => "ready",
     };
-    let covered = |row: &IndexRow| row.coverage.segments.iter().map(|segment| segment.live_rows() as u64).sum();
+    let problems = |row: &IndexRow| match &row.coverage {
+        Some(coverage) => Some(coverage.problems.join("; ")).filter(|text| !text.is_empty()),
+        None => {
+            Some(format!("it cannot be used at this version, its column may be gone; DROP INDEX {}", row.index.name))
+        }
+    };
+    let column = |row: &IndexRow| row.coverage.as_ref().map(|coverage| coverage.column.clone());
+    let uncovered = |row: &IndexRow| row.coverage.as_ref().map_or(0, |coverage| coverage.uncovered_rows);
     batch(vec![
         ("table_schema", texts(rows.iter().map(|row| row.schema.clone()))),
         ("table_name", texts(rows.iter().map(|row| row.table.clone()))),
-        ("index_name", texts(rows.iter().map(|row| row.coverage.index.name.clone()))),
-        ("column_name", texts(rows.iter().map(|row| row.coverage.column.clone()))),
+        ("index_name", texts(rows.iter().map(|row| row.index.name.clone()))),
+        ("column_name", texts(rows.iter().map(column))),
         ("method", texts(specs.iter().map(|spec| spec.as_ref().map(|spec| spec.method.clone())))),
         ("metric", texts(specs.iter().map(|spec| spec.as_ref().map(|spec| spec.metric.name().to_owned())))),
-        ("options", texts(rows.iter().map(|row| row.coverage.index.options.clone()))),
+        ("options", texts(rows.iter().map(|row| row.index.options.clone()))),
         ("state", texts(rows.iter().map(|row| state(row).to_owned()))),
         ("progress", Arc::new(Float64Array::from_iter(rows.iter().map(progress)))),
-        ("rows_covered", numbers(rows.iter().map(covered))),
-        ("rows_uncovered", numbers(rows.iter().map(|row| row.coverage.uncovered_rows))),
+        ("rows_covered", numbers(rows.iter().map(IndexRow::rows_covered))),
+        ("rows_uncovered", numbers(rows.iter().map(uncovered))),
         ("segments", numbers(rows.iter().map(|row| row.segments as u64))),
         ("bytes", numbers(rows.iter().map(|row| row.bytes))),
         (
             "created",
-            Arc::new(TimestampMicrosecondArray::from_iter_values(
-                rows.iter().map(|row| row.coverage.index.created_at_us),
-            )),
+            Arc::new(TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row.index.created_at_us))),
         ),
-        (
-            "problems",
-            texts(rows.iter().map(|row| Some(row.coverage.problems.join("; ")).filter(|text| !text.is_empty()))),
-        ),
+        ("problems", texts(rows.iter().map(problems))),
     ])
 }
 
 /// One row for each segment that has a live row.
 pub(crate) async fn segments(session: &Session, tables: &StatementTables) -> Result<RecordBatch> {
     let rows = rows(session, tables).await?;
-    let all: Vec<_> =
-        rows.iter().flat_map(|row| row.coverage.segments.iter().map(move |segment| (row, segment))).collect();
+    let all: Vec<_> = rows.iter().flat_map(|row| row.segments_live().map(move |segment| (row, segment))).collect();
     batch(vec![
         ("table_schema", texts(all.iter().map(|(row, _)| row.schema.clone()))),
         ("table_name", texts(all.iter().map(|(row, _)| row.table.clone()))),
-        ("index_name", texts(all.iter().map(|(row, _)| row.coverage.index.name.clone()))),
+        ("index_name", texts(all.iter().map(|(row, _)| row.index.name.clone()))),
         ("segment_id", texts(all.iter().map(|(_, segment)| segment.entry.id.clone()))),
         ("family", texts(all.iter().map(|(_, segment)| segment.entry.family.clone()))),
         ("files", numbers(all.iter().map(|(_, segment)| segment.entry.units.len() as u64))),

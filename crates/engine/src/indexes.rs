@@ -13,9 +13,11 @@ use datafusion::sql::sqlparser::ast::ObjectName;
 use operators::buffers::Needs;
 use operators::index_build::{BuildControl, SegmentBuild};
 use planner::index_spec::IndexSpec;
-use planner::index_statement::{CreateIndex, IndexStatement};
+use planner::index_statement::{CreateIndex, IndexStatement, Named};
 use planner::resolve::RelationName;
-use storage::{IndexDefinition, NewIndex, Relation, Role, StorageError, TableEntry, TableName};
+use storage::{
+    IndexDefinition, IndexManifest, NewIndex, Relation, Role, Snapshot, StorageError, TableEntry, TableName,
+};
 
 use crate::definition::now_us;
 use crate::resolver::StatementTables;
@@ -79,6 +81,18 @@ impl Builds {
         if let Some(control) = self.lock().running.get(index) {
             control.cancel();
         }
+    }
+
+    /// The turn to build or merge.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// A build of an index begins, and has ended when the second of these is dropped. The first tells how far it is, and cancels it.
+    pub(crate) fn begin<'a>(&'a self, index: &'a str) -> (Arc<BuildControl>, Ended<'a>) {
+        let control = Arc::new(BuildControl::new(0));
+        self.lock().running.insert(index.to_owned(), Arc::clone(&control));
+        (control, Ended { builds: self, index })
     }
 }
 
@@ -168,20 +182,29 @@ impl Engine {
         let snapshot = self.database().snapshot(entry).await?;
         for index in &snapshot.indexes().await.indexes {
             // The column of an index may be gone, or another program may have made it: the others are built all the same.
-            let outcome = match snapshot.index_coverage(&index.name).await {
-                Ok(coverage) if coverage.uncovered_rows < UNCOVERED_ROWS_MIN => continue,
-                Ok(_) => self.build_index(table, entry, index, UNCOVERED_ROWS_MIN).await,
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = outcome {
+            if let Err(error) = self.catch_up_index(table, entry, &snapshot, index).await {
                 tracing::warn!(%table, index = index.name, %error, "an index was not brought up to date");
             }
         }
         Ok(())
     }
 
-    /// Builds segments until an index covers the rows: one, or as many as memory takes. It begins if so many rows are uncovered as
-    /// `rows_min`, and goes on while enough are for a segment: others may write all the time.
+    async fn catch_up_index(
+        &self,
+        table: &TableName,
+        entry: &TableEntry,
+        snapshot: &Snapshot,
+        index: &IndexDefinition,
+    ) -> Result<()> {
+        let coverage = snapshot.index_coverage(&index.name).await?;
+        if coverage.uncovered_rows >= UNCOVERED_ROWS_MIN {
+            self.build_index(table, entry, index, Asked::InBackground).await?;
+        }
+        self.merge_segments(table, entry, index, &spec_of(index)?).await
+    }
+
+    /// Builds segments until an index covers the rows: one, or as many as memory takes. It goes on while enough are for a segment: others
+    /// may write all the time.
     ///
     /// # Errors
     /// The index is gone, its build was cancelled, its files cannot be read or written, or one data file alone takes more memory than
@@ -191,18 +214,28 @@ impl Engine {
         table: &TableName,
         entry: &TableEntry,
         index: &IndexDefinition,
-        mut rows_min: u64,
+        asked: Asked,
     ) -> Result<()> {
         let spec = spec_of(index)?;
-        let _turn = self.builds().turn.lock().await;
+        let _turn = self.builds().turn().await;
         let mut conflicts = 0;
+        let mut rows_min = if asked == Asked::ByStatement { 1 } else { UNCOVERED_ROWS_MIN };
         while let Some(build) = self.next_build(entry, index, &spec, rows_min).await? {
             rows_min = UNCOVERED_ROWS_MIN;
+            let needs = Needs::of_bytes(build.bytes());
             let state = self.session().state();
-            let _claim = crate::run::claim(&state, &Needs::of_bytes(build.bytes())).await?;
-            let control = Arc::new(BuildControl::new(0));
-            self.builds().lock().running.insert(index.id.clone(), Arc::clone(&control));
-            let _ended = Ended { engine: self, index: &index.id };
+            let _claim = match asked {
+                Asked::ByStatement => crate::run::claim(&state, &needs).await?,
+                // Whoever searches or writes comes first.
+                Asked::InBackground => match crate::run::claim_at_once(&state, &needs)? {
+                    Some(claim) => claim,
+                    None => {
+                        self.look_after_indexes();
+                        return Ok(());
+                    }
+                },
+            };
+            let (control, _ended) = self.builds().begin(&index.id);
             let segment = build.run(control).await?;
             match self.database().publish_segment(entry, index, segment).await {
                 Ok(_) => tracing::info!(%table, index = index.name, "a segment was built"),
@@ -223,7 +256,8 @@ impl Engine {
         rows_min: u64,
     ) -> Result<Option<SegmentBuild>> {
         let snapshot = self.database().snapshot(entry).await?;
-        let coverage = snapshot.index_coverage(&index.name).await?;
+        let open = snapshot.open_index(&index.name).await?;
+        let coverage = open.coverage;
         // Another index of its name may have taken its place.
         if coverage.index.id != index.id || coverage.uncovered_rows < rows_min {
             return Ok(None);
@@ -233,6 +267,8 @@ impl Engine {
             snapshot,
             spec: spec.clone(),
             units: vec![],
+            // The routing of the largest one was learned from the most rows.
+            like: open.segments.into_iter().max_by_key(|segment| segment.rows()),
             threads: self.threads(),
             now_us: now_us(),
         };
@@ -247,6 +283,15 @@ impl Engine {
     }
 }
 
+/// Who wants a build.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Somebody waits for it.
+    ByStatement,
+    /// Nobody does.
+    InBackground,
+}
+
 /// # Errors
 /// Options that this program does not know.
 fn spec_of(index: &IndexDefinition) -> Result<IndexSpec> {
@@ -257,26 +302,27 @@ fn spec_of(index: &IndexDefinition) -> Result<IndexSpec> {
 }
 
 /// A build that has ended, however it did.
-struct Ended<'a> {
-    engine: &'a Engine,
+pub(crate) struct Ended<'a> {
+    builds: &'a Builds,
     index: &'a str,
 }
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        if let Some(control) = self.engine.builds().lock().running.remove(self.index) {
+        if let Some(control) = self.builds.lock().running.remove(self.index) {
             control.cancel();
         }
     }
 }
 
 impl Session {
-    /// `CREATE INDEX`, `DROP INDEX`, `REINDEX`.
+    /// `CREATE INDEX`, `DROP INDEX`, `REINDEX`, `PREWARM`.
     pub(crate) async fn change_indexes(&self, statement: &IndexStatement) -> Result<Answer> {
         match statement {
             IndexStatement::Create(create) => self.create_index(create).await,
             IndexStatement::Drop { name, table, if_exists } => self.drop_index(name, table.as_ref(), *if_exists).await,
-            IndexStatement::Reindex { name, table } => self.reindex(name.as_ref(), table.as_ref()).await,
+            IndexStatement::Reindex(named) => self.reindex(named).await,
+            IndexStatement::Prewarm(named) => self.prewarm(named).await,
         }
     }
 
@@ -305,7 +351,13 @@ impl Session {
             Err(error) => return Err(error.into()),
         };
         self.engine().builds().note(&table);
-        self.built(table, entry, index).await?;
+        if let Err(error) = self.built(table, &entry, &index).await {
+            // What could not be built is not there, so that it can be made once the cause is gone.
+            if let Err(error) = database.drop_index(&entry, &index.name, true).await {
+                tracing::warn!(index = index.name, %error, "an index that was not built could not be dropped");
+            }
+            return Err(error);
+        }
         Ok(Answer::done("CREATE INDEX"))
     }
 
@@ -318,34 +370,108 @@ impl Session {
         Ok(Answer::done("DROP INDEX"))
     }
 
-    /// Builds indexes anew, in one segment each. Meanwhile searches compare what is not covered yet.
-    async fn reindex(&self, name: Option<&ObjectName>, table: Option<&ObjectName>) -> Result<Answer> {
-        let mut all = vec![];
-        match (name, table) {
-            (Some(name), table) => all.extend(self.find_index(name, table, false).await?),
-            (None, Some(table)) => {
-                let (table, entry) = self.indexed(table).await?;
-                let known = self.engine().database().indexes(&entry).await?;
-                all.extend(known.indexes.iter().map(|index| (table.clone(), entry.clone(), index.clone())));
-            }
-            (None, None) => {}
-        }
+    /// Builds indexes anew, in one segment each where memory takes it. A damaged list of indexes is replaced before.
+    async fn reindex(&self, named: &Named) -> Result<Answer> {
+        let all = self.named(named).await?;
         for (_, _, index) in &all {
             spec_of(index)?;
         }
         for (table, entry, index) in all {
-            self.engine().builds().cancel(&index.id);
-            let index = self.engine().database().clear_index(&entry, &index.name).await?;
             self.engine().builds().note(&table);
-            self.built(table, entry, index).await?;
+            if !self.rebuilt(&entry, &index).await? {
+                let index = self.engine().database().clear_index(&entry, &index.name).await?;
+                self.built(table, &entry, &index).await?;
+            }
         }
         Ok(Answer::done("REINDEX"))
     }
 
+    /// Reads indexes and the vectors that they are of, as far as caches hold them, so that the next search finds them in memory.
+    async fn prewarm(&self, named: &Named) -> Result<Answer> {
+        for (_, entry, index) in self.named(named).await? {
+            let snapshot = self.engine().database().snapshot(&entry).await?;
+            let open = snapshot.open_index(&index.name).await?;
+            for segment in &open.segments {
+                segment.verify().await?;
+            }
+            let column = &open.coverage.column;
+            if snapshot.can_keep_vectors(column)? {
+                for chunk in snapshot.vector_chunks(column)? {
+                    snapshot.load_vectors(&chunk).await?;
+                }
+            }
+        }
+        Ok(Answer::done("PREWARM"))
+    }
+
+    /// The indexes that a statement names.
+    async fn named(&self, named: &Named) -> Result<Vec<(TableName, TableEntry, IndexDefinition)>> {
+        match (&named.name, &named.table) {
+            (Some(name), table) => Ok(self.find_index(name, table.as_ref(), false).await?.into_iter().collect()),
+            (None, Some(table)) => {
+                let (table, entry) = self.indexed(table).await?;
+                let known = self.sound_list(&table, &entry).await?;
+                Ok(known.indexes.iter().map(|index| (table.clone(), entry.clone(), index.clone())).collect())
+            }
+            (None, None) => Ok(vec![]),
+        }
+    }
+
+    /// The list of indexes, after a damaged one the newest that can be read.
+    ///
+    /// # Errors
+    /// None of the lists can be read: there are no indexes any more.
+    async fn sound_list(&self, table: &TableName, entry: &TableEntry) -> Result<Arc<IndexManifest>> {
+        let database = self.engine().database();
+        match database.indexes(entry).await {
+            Err(StorageError::Corrupt(_)) => {}
+            other => return Ok(other?),
+        }
+        if database.repair_indexes(entry).await? == 0 {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "the list of indexes of {table} was damaged and no earlier one can be read: {table} has no index now; \
+                     CREATE INDEX makes them anew"
+                ),
+            ));
+        }
+        Ok(database.indexes(entry).await?)
+    }
+
+    /// Puts one new segment in the place of all of an index, which are used until then. `false` if that takes more memory than half of
+    /// all, or if somebody else changed the segments meanwhile.
+    async fn rebuilt(&self, entry: &TableEntry, index: &IndexDefinition) -> Result<bool> {
+        let (engine, entry, index) = (self.engine().clone(), entry.clone(), index.clone());
+        // It goes on if nobody waits for it.
+        let work = tokio::spawn(async move {
+            let _turn = engine.builds().turn().await;
+            let known = engine.database().indexes(&entry).await?;
+            let ids: Vec<String> = known.segments_of(&index).map(|segment| segment.id.clone()).collect();
+            let snapshot = engine.database().snapshot(&entry).await?;
+            let column = snapshot.index_coverage(&index.name).await?.column.clone();
+            let units = snapshot.units_without(&index.name, &ids).await?.units;
+            let (spec, threads) = (spec_of(&index)?, engine.threads());
+            let build = SegmentBuild { snapshot, column, spec, units, like: None, threads, now_us: now_us() };
+            if build.units.is_empty() || build.bytes() > engine.memory_bytes() / 2 {
+                return Ok(false);
+            }
+            let _claim = crate::run::claim(&engine.session().state(), &Needs::of_bytes(build.bytes())).await?;
+            let (control, _ended) = engine.builds().begin(&index.id);
+            let segment = build.run(control).await?;
+            match engine.database().replace_segments(&entry, &index, &ids, segment).await {
+                Ok(_) => Ok(true),
+                Err(StorageError::Conflict(_)) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        });
+        work.await.map_err(|error| Error::new(ErrorKind::Internal, format!("the build ended early: {error}")))?
+    }
+
     /// Waits for a build that goes on if nobody waits for it.
-    async fn built(&self, table: TableName, entry: TableEntry, index: IndexDefinition) -> Result<()> {
-        let engine = self.engine().clone();
-        let build = tokio::spawn(async move { engine.build_index(&table, &entry, &index, 1).await });
+    async fn built(&self, table: TableName, entry: &TableEntry, index: &IndexDefinition) -> Result<()> {
+        let (engine, entry, index) = (self.engine().clone(), entry.clone(), index.clone());
+        let build = tokio::spawn(async move { engine.build_index(&table, &entry, &index, Asked::ByStatement).await });
         build.await.map_err(|error| Error::new(ErrorKind::Internal, format!("the build ended early: {error}")))?
     }
 

@@ -20,6 +20,7 @@ use storage::{NewSegment, NewUnit, Section, Segment, Snapshot, Tier, UncoveredUn
 use tokio::runtime::Handle;
 
 use crate::external;
+use crate::index_merge::SegmentBytes;
 
 pub use ann::Control as BuildControl;
 
@@ -40,6 +41,8 @@ pub struct SegmentBuild {
     pub spec: IndexSpec,
     /// Data files with rows that no segment covers; what is covered or deleted is left out.
     pub units: Vec<UncoveredUnit>,
+    /// A segment of the index whose routing is used, if it has one, so that both can be merged.
+    pub like: Option<Arc<Segment>>,
     /// Threads that build.
     pub threads: usize,
     /// Microseconds since the epoch.
@@ -84,11 +87,12 @@ impl SegmentBuild {
         let units = units
             .map(|(unit, absent)| NewUnit { file: unit.file.clone(), rows: unit.rows, absent: absent.clone() })
             .collect();
-        let (spec, threads, now_us) = (self.spec, self.threads, self.now_us);
+        let (spec, like, threads, now_us) = (self.spec, self.like, self.threads, self.now_us);
         let work = move || {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
             let pool = pool.map_err(|error| exec_datafusion_err!("the build has no threads: {error}"))?;
-            pool.install(|| build(&rows, &spec, &control)).map_err(|error| exec_datafusion_err!("{error}"))
+            pool.install(|| build(&rows, &spec, like.as_deref(), &control))
+                .map_err(|error| exec_datafusion_err!("{error}"))
         };
         let built = tokio::task::spawn_blocking(work).await;
         let (family, payload) = built.map_err(|error| internal_datafusion_err!("the build ended early: {error}"))??;
@@ -97,7 +101,7 @@ impl SegmentBuild {
     }
 }
 
-fn stored(section: ann::Section) -> Section {
+pub(crate) fn stored(section: ann::Section) -> Section {
     let tier = match section.tier {
         ann::Tier::Pinned => Tier::Pinned,
         ann::Tier::Hot => Tier::Hot,
@@ -109,6 +113,7 @@ fn stored(section: ann::Section) -> Section {
 fn build(
     rows: &SegmentRows,
     spec: &IndexSpec,
+    like: Option<&Segment>,
     control: &BuildControl,
 ) -> std::result::Result<(&'static str, Payload), BuildError> {
     let family = match spec.family {
@@ -122,7 +127,13 @@ fn build(
     match family {
         Family::Ivf { lists, code } => {
             let options = IvfOptions { lists, code: list_code(code), ..IvfOptions::default() };
-            ann::ivf::build(rows, spec.metric, &options, control).map(|payload| (IVF, payload))
+            let like = like.filter(|like| like.family() == IVF);
+            // A damaged one is refused by whoever searches it.
+            let payload = match like.and_then(|like| ann::ivf::routing_of(&SegmentBytes(like)).ok()) {
+                Some(routing) => ann::ivf::build_with(rows, &routing, &options, control),
+                None => ann::ivf::build(rows, spec.metric, &options, control),
+            };
+            payload.map(|payload| (IVF, payload))
         }
         Family::Flat { code } => {
             let options = FlatOptions { code: list_code(code) };
@@ -141,7 +152,7 @@ fn build(
 }
 
 const GRAPH: &str = "graph";
-const IVF: &str = "ivf";
+pub(crate) const IVF: &str = "ivf";
 const FLAT: &str = "flat";
 
 fn list_code(code: ListCode) -> Code {

@@ -1,10 +1,9 @@
 //! The part of a search that an index answers: candidates from its segments, compared exactly; what it does not cover, and what is
 //! compared sooner than looked up, is left for the exact search.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use ann::{Effort, Found, Index, Request, RowSet, Sections, Step, Work};
+use ann::{Effort, Found, Index, Request, RowSet, Step, Work};
 use arrow::array::ArrayRef;
 use datafusion::common::exec_datafusion_err;
 use datafusion::error::Result;
@@ -14,31 +13,18 @@ use planner::index_spec::IndexSpec;
 use planner::settings::Settings;
 use planner::vector_type::{Element, VectorType};
 use planner::vectors::VectorArray;
-use storage::{CoveredSegment, IndexDefinition, LocalRows, OpenIndex, Segment, Snapshot, StorageError, VectorChunkRef};
+use storage::{
+    CoveredSegment, IndexDefinition, LocalRows, OpenIndex, Segment, Selection, Snapshot, StorageError, VectorChunkRef,
+};
 
 use crate::external;
 use crate::index_build::opened;
+use crate::index_cost::Costs;
+use crate::index_merge::SegmentBytes;
 use crate::vector_search::within_chunk;
 
 /// How much more a search spends that found too few rows, before all are compared.
 const HARDER: usize = 8;
-
-/// What steps cost, in nanoseconds, measured on Zen 4 beside the families' benches. They weigh ways against each other, no more.
-mod cost {
-    /// A search by an index, whatever it does.
-    pub const SEARCH: f64 = 4_000.0;
-    /// A hop in a graph: its neighbors are read from memory.
-    pub const HOP: f64 = 150.0;
-    /// A code.
-    pub const CODE: f64 = 6.0;
-    /// A list.
-    pub const LIST: f64 = 150.0;
-    /// A vector somewhere in memory, and each of its bytes.
-    pub const VECTOR: f64 = 60.0;
-    pub const VECTOR_BYTE: f64 = 0.1;
-    /// Each byte of vectors side by side.
-    pub const SCANNED_BYTE: f64 = 0.05;
-}
 
 /// The index that serves a search in this column by this metric: the newest one that has a segment, or else the newest one.
 ///
@@ -148,7 +134,7 @@ enum Way {
 }
 
 impl IndexSearch<'_> {
-    /// Asks the index. `selected`: the addresses of the candidates, ascending; all rows if absent. `None` if the index was dropped
+    /// Asks the index. `selected`: the candidates; all rows if absent. `None` if the index was dropped
     /// meanwhile, perhaps for another one of its name.
     ///
     /// # Errors
@@ -157,7 +143,7 @@ impl IndexSearch<'_> {
         &self,
         index: &IndexDefinition,
         spec: &IndexSpec,
-        selected: Option<&[u64]>,
+        selected: Option<&Selection>,
     ) -> Result<Option<Answered>> {
         let open: OpenIndex = match self.snapshot.open_index(&index.name).await {
             Ok(open) if open.coverage.index.id == index.id => open,
@@ -178,7 +164,7 @@ impl IndexSearch<'_> {
         }
         let mut addresses = vec![];
         for (covered, segment) in open.coverage.segments.iter().zip(&open.segments) {
-            let selected = selected.map(|selected| covered.matching(selected));
+            let selected = selected.map(|selected| selected.within(covered));
             let matching = selected.as_ref().or_else(|| covered.live());
             if matching.is_some_and(|matching| matching.count == 0) {
                 continue;
@@ -197,7 +183,7 @@ impl IndexSearch<'_> {
         }
         addresses.sort_unstable();
         addresses.dedup();
-        self.rerank(&addresses, &mut answered.found).await?;
+        self.rerank(&Selection::of_addresses(addresses), &mut answered.found).await?;
         Ok(Some(answered))
     }
 
@@ -230,14 +216,17 @@ impl IndexSearch<'_> {
             matching: matching.map(|matching| RowSet::new(&matching.words, matching.count)),
             effort: self.effort(index.as_ref().as_ref(), spec, k),
         };
-        let (by_index, by_comparing) = (self.cost(index.estimate(&request)), self.compare_cost(rows));
+        let row_bytes = element_type(self.vector_type).bytes_per_row(self.vector_type.dim);
+        let costs = Costs::of_machine();
+        let by_index = costs.of_index(index.estimate(&request), row_bytes);
+        let by_comparing = costs.of_comparing(rows, row_bytes);
         self.counts.cost_index.add(by_index as usize / 1_000);
         self.counts.cost_exact.add(by_comparing as usize / 1_000);
         if by_comparing <= by_index {
             return Way::Compare;
         }
         for _ in 0..2 {
-            match index.search(&request, &Bytes(segment)) {
+            match index.search(&request, &SegmentBytes(segment)) {
                 Ok(Step::Found(found)) if found.candidates.len() >= k => return Way::Found(found),
                 Ok(Step::Found(_)) => request.effort = harder(request.effort, k),
                 // All bytes are at hand.
@@ -248,34 +237,22 @@ impl IndexSearch<'_> {
         Way::Compare
     }
 
+    /// What the index was measured to need for the recall that is wanted, and in its place what the session asks for.
     fn effort(&self, index: &dyn Index, spec: &IndexSpec, k: usize) -> Effort {
-        let effort = index.effort(self.settings.recall_target, k);
-        let wished = |setting: usize| if setting > 0 { Some(setting) } else { spec.effort };
-        match effort {
-            Effort::Graph { beam, stop, rerank } => match wished(self.settings.ef_search) {
+        let wished = |setting: usize| (setting > 0).then_some(setting);
+        let compared = |measured: usize| wished(self.settings.rerank).map_or(measured, |rerank| rerank.max(k));
+        match index.effort(self.settings.recall_target, k) {
+            Effort::Graph { beam, stop, rerank } => match wished(self.settings.ef_search).or(spec.effort) {
                 // Whoever says how many are kept wants them all looked at.
-                Some(beam) => Effort::Graph { beam: beam.max(k), stop: f32::INFINITY, rerank: beam.max(k) },
-                None => Effort::Graph { beam, stop, rerank },
+                Some(beam) => Effort::Graph { beam: beam.max(k), stop: f32::INFINITY, rerank: compared(beam.max(k)) },
+                None => Effort::Graph { beam, stop, rerank: compared(rerank) },
             },
             Effort::Ivf { probes, rerank } => {
-                Effort::Ivf { probes: wished(self.settings.nprobe).unwrap_or(probes), rerank }
+                let probes = wished(self.settings.nprobe).or(spec.effort).unwrap_or(probes);
+                Effort::Ivf { probes, rerank: compared(rerank) }
             }
-            flat @ Effort::Flat { .. } => flat,
+            Effort::Flat { rerank } => Effort::Flat { rerank: compared(rerank) },
         }
-    }
-
-    fn cost(&self, work: Work) -> f64 {
-        let row_bytes = element_type(self.vector_type).bytes_per_row(self.vector_type.dim) as f64;
-        cost::SEARCH
-            + work.hops as f64 * cost::HOP
-            + work.codes as f64 * cost::CODE
-            + work.lists as f64 * cost::LIST
-            + work.reranked as f64 * (cost::VECTOR + row_bytes * cost::VECTOR_BYTE)
-    }
-
-    fn compare_cost(&self, rows: usize) -> f64 {
-        let row_bytes = element_type(self.vector_type).bytes_per_row(self.vector_type.dim) as f64;
-        rows as f64 * (cost::VECTOR / 4.0 + row_bytes * cost::SCANNED_BYTE)
     }
 
     /// Leaves the matching rows of a segment to the exact search.
@@ -290,18 +267,19 @@ impl IndexSearch<'_> {
         let count = words.iter().map(|word| word.count_ones() as usize).sum();
         let mut addresses: Vec<u64> = RowSet::new(words, count).rows().filter_map(|row| covered.address(row)).collect();
         addresses.sort_unstable();
+        let rows = Selection::of_addresses(addresses);
         let chunks = self.snapshot.vector_chunks(self.column).map_err(external)?;
-        answered.rest.extend(chunks.into_iter().filter_map(|chunk| within_chunk(chunk, Some(&addresses))));
+        answered.rest.extend(chunks.into_iter().filter_map(|chunk| within_chunk(chunk, Some(&rows))));
         Ok(())
     }
 
-    /// Compares the rows at these addresses exactly.
-    async fn rerank(&self, addresses: &[u64], found: &mut TopK) -> Result<()> {
+    /// Compares these rows exactly.
+    async fn rerank(&self, rows: &Selection, found: &mut TopK) -> Result<()> {
         let failed = |error: kernels::DistanceError| exec_datafusion_err!("{error}");
         let keeps = self.snapshot.can_keep_vectors(self.column).map_err(external)?;
         let mut taken: Vec<u64> = vec![];
         for chunk in self.snapshot.vector_chunks(self.column).map_err(external)? {
-            let Some((chunk, Some(offsets))) = within_chunk(chunk, Some(addresses)) else { continue };
+            let Some((chunk, Some(offsets))) = within_chunk(chunk, Some(rows)) else { continue };
             // To decode a chunk for a few rows pays only if it stays.
             if !keeps && self.snapshot.decoding_bytes(&chunk).map_err(external)? > 0 {
                 taken.extend(offsets.iter().map(|offset| chunk.first_address + u64::from(*offset)));
@@ -337,19 +315,6 @@ fn harder(effort: Effort, k: usize) -> Effort {
         Effort::Graph { beam, rerank, .. } => {
             Effort::Graph { beam: more(beam, k), stop: f32::INFINITY, rerank: more(rerank, k) }
         }
-    }
-}
-
-/// The sections of a segment, all at hand.
-struct Bytes<'a>(&'a Segment);
-
-impl Sections for Bytes<'_> {
-    fn len(&self, section: usize) -> usize {
-        self.0.section(section).len()
-    }
-
-    fn get(&self, section: usize, range: Range<usize>) -> Option<&[u8]> {
-        self.0.section(section).get(range)
     }
 }
 

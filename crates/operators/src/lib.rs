@@ -8,6 +8,8 @@ pub mod changes;
 pub mod cooperate;
 pub mod fetch_rows;
 pub mod index_build;
+mod index_cost;
+pub mod index_merge;
 mod index_search;
 pub mod insert;
 pub mod physical;

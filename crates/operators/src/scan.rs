@@ -1,5 +1,6 @@
 //! The scan of a snapshot: projection, filter and limit are Lance's work, partitions are row ranges.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,14 +13,16 @@ use datafusion::execution::TaskContext;
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::physical_expr::EquivalenceProperties;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, SendableRecordBatchStream,
 };
 use futures::StreamExt;
-use storage::{ROW_ADDRESS, ScanPartition, ScanRequest, Snapshot};
+use storage::{ROW_ADDRESS, ScanPartition, ScanRequest, Selection, SelectionRequest, Snapshot};
 
 use crate::bind::with_values;
 use crate::buffers::Buffers;
@@ -43,6 +46,38 @@ impl TableScanExec {
     /// The snapshot that is read.
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// The scan in `plan` that emits nothing but the addresses of rows that filters select; `None` if there is more to it.
+    pub(crate) fn of_selection(plan: &Arc<dyn ExecutionPlan>) -> Option<&Self> {
+        let any: &dyn Any = plan.as_ref();
+        if any.is::<CoalescePartitionsExec>() || any.is::<CooperativeExec>() {
+            return Self::of_selection(plan.children().first()?);
+        }
+        let scan = any.downcast_ref::<Self>()?;
+        let selects = scan.limit.is_none() && !scan.filters.is_empty() && scan.columns == [ROW_ADDRESS];
+        selects.then_some(scan)
+    }
+
+    /// The rows that the filters select, from memory as far as they were asked for lately.
+    ///
+    /// # Errors
+    /// As the scan.
+    pub(crate) async fn selection(&self, context: &TaskContext) -> Result<Arc<Selection>> {
+        let config = context.session_config();
+        let Some(filter) = conjunction(self.filters.clone()) else { return internal_err!("a scan without a filter") };
+        let request = SelectionRequest {
+            filter,
+            partitions_max: config.target_partitions(),
+            batch_rows: config.batch_size(),
+            buffer_bytes: Buffers::of(config).scan,
+        };
+        let metrics = BaselineMetrics::new(&self.metrics, 0);
+        let known = MetricBuilder::new(&self.metrics).counter("rows_known", 0);
+        let selected = self.snapshot.selection(&request).await.map_err(external)?;
+        metrics.record_output(selected.selection.count());
+        known.add(usize::try_from(selected.rows_known).unwrap_or(usize::MAX));
+        Ok(selected.selection)
     }
 
     /// Bytes that each partition can fill at most.

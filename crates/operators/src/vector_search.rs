@@ -32,12 +32,13 @@ use planner::settings::Settings;
 use planner::vector_search::{Reach, VectorSearch};
 use planner::vector_type::VectorType;
 use planner::vectors::VectorArray;
-use storage::{Snapshot, VectorChunk, VectorChunkRef};
+use storage::{Selection, Snapshot, VectorChunk, VectorChunkRef};
 
 use crate::bind::with_values;
 use crate::buffers::{Buffers, fetch_bytes};
 use crate::external;
 use crate::index_search::{IndexCounts, IndexSearch, not_served, serving};
+use crate::scan::TableScanExec;
 
 /// Rows that one worker compares before it looks for cancellation and takes the next: some 300 µs of work.
 const SLICE_ROWS: usize = 4_096;
@@ -178,6 +179,17 @@ impl VectorSearchExec {
         }
     }
 
+    fn candidates_of(&self, plan: &Arc<dyn ExecutionPlan>, context: &Arc<TaskContext>) -> Result<Candidates> {
+        let scan = TableScanExec::of_selection(plan).filter(|scan| {
+            let (of_scan, own) = (scan.snapshot(), &self.snapshot);
+            of_scan.location() == own.location() && of_scan.version() == own.version()
+        });
+        Ok(match scan {
+            Some(scan) => Candidates::Selected(Box::new(scan.clone())),
+            None => Candidates::Addresses(plan.execute(0, Arc::clone(context))?),
+        })
+    }
+
     fn run(&self, context: &TaskContext) -> Run {
         let counter = |name: &'static str| MetricBuilder::new(&self.metrics).counter(name, 0);
         Run {
@@ -284,7 +296,7 @@ impl ExecutionPlan for VectorSearchExec {
         let metrics = BaselineMetrics::new(&self.metrics, 0);
         let run = self.run(&context);
         let candidates = match &self.candidates {
-            Some(plan) => Some(plan.execute(0, Arc::clone(&context))?),
+            Some(plan) => Some(self.candidates_of(plan, &context)?),
             None => None,
         };
         let QueryVector::Ready(query) = &self.query else {
@@ -351,6 +363,14 @@ fn fetched(
     })
 }
 
+/// Where the candidates of a search come from.
+enum Candidates {
+    /// All that filters select.
+    Selected(Box<TableScanExec>),
+    /// Rows that a plan emits, in any order.
+    Addresses(SendableRecordBatchStream),
+}
+
 /// One execution: what it searches, and what it counts.
 struct Run {
     snapshot: Snapshot,
@@ -376,13 +396,13 @@ impl Run {
     async fn hits(
         self,
         query: Arc<dyn PhysicalExpr>,
-        candidates: Option<SendableRecordBatchStream>,
+        candidates: Option<Candidates>,
         context: &TaskContext,
     ) -> Result<(Vec<Neighbor>, MemoryReservation)> {
         let reservation = MemoryConsumer::new("VectorSearchExec").register(context.memory_pool());
         let Some((query, vector)) = self.query(query.as_ref())? else { return Ok((vec![], reservation)) };
         let selected = match candidates {
-            Some(stream) => Some(self.addresses(stream, &reservation).await?),
+            Some(candidates) => Some(self.selected(candidates, context, &reservation).await?),
             None => None,
         };
         let (mut found, chunks) = match self.by_index(&query, &vector, selected.as_deref()).await? {
@@ -393,9 +413,9 @@ impl Run {
                 (Found::new(self.reach), chunks.collect())
             }
         };
-        // The offsets of the candidates are told from their addresses, and take half of their room beside them.
-        let addresses = selected.as_ref().map_or(0, |selected| selected.len() * size_of::<u64>());
-        reservation.try_resize(addresses / 2 * 3)?;
+        // The offsets of the candidates take four bytes each.
+        let offsets = selected.as_ref().map_or(0, |selected| selected.count() * size_of::<u32>());
+        reservation.try_resize(offsets + selected.as_ref().map_or(0, |selected| selected.bytes()))?;
         drop(selected);
         let (run, query) = (Arc::new(self), Arc::new(query));
         let mut rest = chunks.into_iter().peekable();
@@ -409,7 +429,7 @@ impl Run {
                 wave.extend(rest.next());
             }
             found.merge(run.search_wave(wave, &query).await?);
-            reservation.try_resize(addresses / 2 * 3 + found.bytes())?;
+            reservation.try_resize(offsets + found.bytes())?;
         }
         reservation.try_resize(found.bytes())?;
         Ok((found.into_hits(), reservation))
@@ -420,7 +440,7 @@ impl Run {
         &self,
         query: &Query,
         vector: &VectorArray,
-        selected: Option<&[u64]>,
+        selected: Option<&Selection>,
     ) -> Result<Option<(Found, Vec<(VectorChunkRef, Option<Vec<u32>>)>)>> {
         let Reach::Nearest { k } = self.reach else { return Ok(None) };
         if self.settings.exact || self.settings.recall_target >= 1.0 {
@@ -481,21 +501,26 @@ impl Run {
         DataFusionError::Execution(format!("the query for column {}, a {}: {message}", self.column, self.vector_type))
     }
 
-    /// The addresses of the candidates, ascending.
-    async fn addresses(
+    async fn selected(
         &self,
-        mut stream: SendableRecordBatchStream,
+        candidates: Candidates,
+        context: &TaskContext,
         reservation: &MemoryReservation,
-    ) -> Result<Vec<u64>> {
-        let mut addresses: Vec<u64> = vec![];
-        while let Some(batch) = stream.next().await {
-            addresses.extend_from_slice(batch?.column(0).as_primitive::<UInt64Type>().values());
-            reservation.try_resize(addresses.capacity() * size_of::<u64>())?;
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        self.candidates.add(addresses.len());
-        Ok(addresses)
+    ) -> Result<Arc<Selection>> {
+        let selected = match candidates {
+            Candidates::Selected(scan) => {
+                let most = self.snapshot.selection_bytes_max();
+                reservation.try_resize(usize::try_from(most).unwrap_or(usize::MAX))?;
+                scan.selection(context).await?
+            }
+            Candidates::Addresses(stream) => {
+                let addresses = addresses(stream, reservation).await?;
+                Arc::new(Selection::of_addresses(addresses))
+            }
+        };
+        self.candidates.add(selected.count());
+        reservation.try_resize(selected.bytes())?;
+        Ok(selected)
     }
 
     /// Loads a few chunks and compares their rows on all workers.
@@ -544,17 +569,25 @@ impl Run {
     }
 }
 
+/// The addresses that a plan emits, ascending, each once.
+async fn addresses(mut stream: SendableRecordBatchStream, reservation: &MemoryReservation) -> Result<Vec<u64>> {
+    let mut addresses: Vec<u64> = vec![];
+    while let Some(batch) = stream.next().await {
+        addresses.extend_from_slice(batch?.column(0).as_primitive::<UInt64Type>().values());
+        reservation.try_resize(addresses.capacity() * size_of::<u64>())?;
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
 /// The offsets in a chunk that are candidates: `None` inside for all, nothing at all if there are none.
 pub(crate) fn within_chunk(
     chunk: VectorChunkRef,
-    selected: Option<&[u64]>,
+    selected: Option<&Selection>,
 ) -> Option<(VectorChunkRef, Option<Vec<u32>>)> {
     let Some(selected) = selected else { return Some((chunk, None)) };
-    let (first, end) = (chunk.first_address, chunk.first_address + chunk.rows);
-    let start = selected.partition_point(|address| *address < first);
-    let stop = selected.partition_point(|address| *address < end);
-    // A chunk has at most 64 MiB of vectors: its offsets fit.
-    let offsets: Vec<u32> = selected[start..stop].iter().map(|address| (address - first) as u32).collect();
+    let offsets = selected.offsets(chunk.first_address, chunk.rows);
     (!offsets.is_empty()).then_some((chunk, Some(offsets)))
 }
 

@@ -1,4 +1,4 @@
-//! Statements about indexes: `CREATE INDEX`, `DROP INDEX`, `REINDEX`. Read here to their end, so that no clause is passed over.
+//! Statements about indexes: `CREATE INDEX`, `DROP INDEX`, `REINDEX`, `PREWARM`. Read here to their end, so that no clause is passed over.
 
 use datafusion::sql::sqlparser::ast::ObjectName;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -23,12 +23,18 @@ pub enum IndexStatement {
         if_exists: bool,
     },
     /// `REINDEX INDEX name [ON table]`, `REINDEX TABLE table`.
-    Reindex {
-        /// The index; all of the table's if absent.
-        name: Option<ObjectName>,
-        /// The table; looked for if absent.
-        table: Option<ObjectName>,
-    },
+    Reindex(Named),
+    /// `PREWARM INDEX name [ON table]`, `PREWARM TABLE table`.
+    Prewarm(Named),
+}
+
+/// One index, or all of a table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Named {
+    /// The index; all of the table's if absent.
+    pub name: Option<ObjectName>,
+    /// The table; looked for if absent.
+    pub table: Option<ObjectName>,
 }
 
 /// `CREATE INDEX`.
@@ -52,7 +58,7 @@ pub struct CreateIndex {
 
 /// True if the words begin a statement of this file.
 pub(crate) fn starts(says: impl Fn(&[&str]) -> bool) -> bool {
-    [&["CREATE", "INDEX"][..], &["DROP", "INDEX"], &["REINDEX"]].iter().any(|words| says(words))
+    [&["CREATE", "INDEX"][..], &["DROP", "INDEX"], &["REINDEX"], &["PREWARM"]].iter().any(|words| says(words))
 }
 
 /// Reads one statement to its end.
@@ -63,7 +69,10 @@ pub(crate) fn parse(parser: &mut Parser) -> Parsed<IndexStatement> {
     let statement = match parser.next_token().token {
         token if is_word(&token, "CREATE") => IndexStatement::Create(create(parser)?),
         token if is_word(&token, "DROP") => drop_index(parser)?,
-        _ => reindex(parser)?,
+        token if is_word(&token, "PREWARM") => {
+            IndexStatement::Prewarm(named(parser, "write PREWARM INDEX name [ON table] or PREWARM TABLE table")?)
+        }
+        _ => IndexStatement::Reindex(named(parser, "write REINDEX INDEX name [ON table] or REINDEX TABLE table")?),
     };
     end(parser)?;
     Ok(statement)
@@ -148,15 +157,14 @@ fn drop_index(parser: &mut Parser) -> Parsed<IndexStatement> {
     Ok(IndexStatement::Drop { name, table, if_exists })
 }
 
-fn reindex(parser: &mut Parser) -> Parsed<IndexStatement> {
-    const USAGE: &str = "write REINDEX INDEX name [ON table] or REINDEX TABLE table";
+fn named(parser: &mut Parser, usage: &str) -> Parsed<Named> {
     if accepts(parser, "TABLE") {
-        return Ok(IndexStatement::Reindex { name: None, table: Some(object(parser, USAGE)?) });
+        return Ok(Named { name: None, table: Some(object(parser, usage)?) });
     }
-    expect(parser, "INDEX", USAGE)?;
-    let name = object(parser, USAGE)?;
-    let table = if accepts(parser, "ON") { Some(object(parser, USAGE)?) } else { None };
-    Ok(IndexStatement::Reindex { name: Some(name), table })
+    expect(parser, "INDEX", usage)?;
+    let name = object(parser, usage)?;
+    let table = if accepts(parser, "ON") { Some(object(parser, usage)?) } else { None };
+    Ok(Named { name: Some(name), table })
 }
 
 #[cfg(test)]
@@ -188,6 +196,9 @@ mod tests {
             ("REINDEX TABLE docs", true),
             ("REINDEX docs", false),
             ("REINDEX DATABASE d", false),
+            ("PREWARM INDEX i ON docs", true),
+            ("prewarm table s.docs", true),
+            ("PREWARM docs", false),
         ] {
             let is_read = matches!(parse(sql).as_deref(), Ok([one]) if matches!(one.kind, StatementKind::Index(_)));
             assert_eq!(is_read, good, "{sql}");

@@ -19,6 +19,8 @@ extensions_options! {
         pub ef_search: usize, default = 0
         /// how many lists a search of an IVF index reads: more find more and take longer; 0: as many as recall_target takes
         pub nprobe: usize, default = 0
+        /// how many candidates of an index are compared exactly: more find more and take longer; 0: as many as recall_target takes
+        pub rerank: usize, default = 0
         /// where searches run: auto, cpu or gpu
         pub device: String, default = "auto".to_owned()
         /// statements that run longer are cancelled: a number of milliseconds or a text such as '30s'; 0 for never
@@ -139,7 +141,7 @@ impl Settings {
             "exact" | "require_index" => Kind::Switch,
             "recall_target" => Kind::Share,
             "device" => Kind::Device,
-            "ef_search" | "nprobe" => Kind::Effort,
+            "ef_search" | "nprobe" | "rerank" => Kind::Effort,
             "statement_timeout" => Kind::Duration,
             "max_query_time" => Kind::QueryTime,
             "as_of" => Kind::Moment,
@@ -250,6 +252,7 @@ mod tests {
             ("ef_search", "100", true),
             ("nprobe", "-1", false),
             ("ef_search", "65537", false),
+            ("rerank", "200", true),
             ("exact", "on", true),
             ("exact", "maybe", false),
             ("device", "cpu", true),

@@ -48,7 +48,7 @@ pub enum StatementKind {
     Reset(String),
     /// Tags, RESTORE, OPTIMIZE, VACUUM.
     Time(Box<TimeStatement>),
-    /// `CREATE INDEX`, `DROP INDEX`, `REINDEX`.
+    /// `CREATE INDEX`, `DROP INDEX`, `REINDEX`, `PREWARM`.
     Index(Box<IndexStatement>),
     /// `CHECK TABLE table`.
     Check(ast::ObjectName),

@@ -116,11 +116,60 @@ struct Entry {
     _counted: crate::metrics::Held,
 }
 
+/// What is kept, by id, and the ids of each session in the order in which they came.
+#[derive(Default)]
+struct Entries {
+    by_id: HashMap<Uuid, Entry>,
+    of_session: HashMap<u64, VecDeque<Uuid>>,
+}
+
+impl Entries {
+    fn count(&self, session: u64) -> usize {
+        self.of_session.get(&session).map_or(0, VecDeque::len)
+    }
+
+    fn insert(&mut self, id: Uuid, entry: Entry) {
+        self.remove(id);
+        self.of_session.entry(entry.session).or_default().push_back(id);
+        self.by_id.insert(id, entry);
+    }
+
+    fn remove(&mut self, id: Uuid) -> bool {
+        let Some(entry) = self.by_id.remove(&id) else { return false };
+        if let Some(ids) = self.of_session.get_mut(&entry.session) {
+            // Mostly the oldest one goes.
+            ids.iter().position(|other| *other == id).map(|at| ids.remove(at));
+            if ids.is_empty() {
+                self.of_session.remove(&entry.session);
+            }
+        }
+        true
+    }
+
+    fn retain(&mut self, stays: impl Fn(&Entry) -> bool) {
+        let goes = |(id, entry): (&Uuid, &Entry)| (!stays(entry)).then_some(*id);
+        let gone: Vec<Uuid> = self.by_id.iter().filter_map(goes).collect();
+        for id in gone {
+            self.remove(id);
+        }
+    }
+
+    /// Forgets the oldest answer of a session that somebody has fetched; whether there was one.
+    fn make_room(&mut self, session: u64) -> bool {
+        let is_fetched = |id: &&Uuid| match self.by_id.get(id).map(|entry| &entry.held) {
+            Some(Held::Waiting(waiting)) => waiting.is_fetched.load(Ordering::Relaxed),
+            _ => false,
+        };
+        let oldest = self.of_session.get(&session).and_then(|ids| ids.iter().find(is_fetched)).copied();
+        oldest.is_some_and(|id| self.remove(id))
+    }
+}
+
 /// The handles of a server.
 pub(crate) struct Handles {
     lifetime: Duration,
     per_session_max: usize,
-    entries: Mutex<HashMap<Uuid, Entry>>,
+    entries: Mutex<Entries>,
     /// The last that were closed, the newest last.
     closed: Mutex<VecDeque<Uuid>>,
     metrics: Metrics,
@@ -161,11 +210,11 @@ impl Handles {
             Held::Waiting(_) | Held::Polled(_) => Some(Instant::now() + lifetime),
         };
         let mut entries = locked(&self.entries);
-        if let Some(there) = entries.get(&id).filter(|entry| entry.owner.as_ref() == owner.user) {
+        if let Some(there) = entries.by_id.get(&id).filter(|entry| entry.owner.as_ref() == owner.user) {
             return Ok(there.held.clone());
         }
-        let of_session = entries.values().filter(|entry| entry.session == owner.session).count();
-        if of_session >= self.per_session_max && !make_room(&mut entries, owner.session) {
+        let of_session = entries.count(owner.session);
+        if of_session >= self.per_session_max && !entries.make_room(owner.session) {
             return Err(Status::resource_exhausted(format!(
                 "the session holds {of_session} prepared statements and answers, and no more may be; close some, or raise limits.handles_per_session_max"
             )));
@@ -182,7 +231,7 @@ impl Handles {
     /// It is not this user's, was closed, or is too old.
     pub(crate) fn find(&self, owner: Owner<'_>, id: Uuid) -> Result<Option<Held>, Status> {
         let entries = locked(&self.entries);
-        let Some(entry) = entries.get(&id) else {
+        let Some(entry) = entries.by_id.get(&id) else {
             let is_closed = locked(&self.closed).contains(&id);
             return if is_closed { Err(unknown()) } else { Ok(None) };
         };
@@ -196,7 +245,7 @@ impl Handles {
     /// As [`Handles::find`].
     pub(crate) fn renew(&self, owner: Owner<'_>, id: Uuid) -> Result<SystemTime, Status> {
         self.find(owner, id)?;
-        if let Some(entry) = locked(&self.entries).get_mut(&id) {
+        if let Some(entry) = locked(&self.entries).by_id.get_mut(&id) {
             entry.expires = Some(Instant::now() + self.lifetime);
         }
         Ok(self.expiry())
@@ -210,7 +259,7 @@ impl Handles {
     /// Forgets what an id of this owner stands for; whether it was here.
     pub(crate) fn close(&self, owner: Owner<'_>, id: Uuid) -> bool {
         let mut entries = locked(&self.entries);
-        if entries.get(&id).is_some_and(|entry| entry.owner.as_ref() != owner.user) {
+        if entries.by_id.get(&id).is_some_and(|entry| entry.owner.as_ref() != owner.user) {
             return false;
         }
         let mut closed = locked(&self.closed);
@@ -218,20 +267,20 @@ impl Handles {
             closed.pop_front();
         }
         closed.push_back(id);
-        entries.remove(&id).is_some()
+        entries.remove(id)
     }
 
     /// Forgets what is too old, and what sessions that are gone have left.
     pub(crate) fn sweep(&self, is_open: impl Fn(u64) -> bool) {
         let now = Instant::now();
         locked(&self.entries)
-            .retain(|_, entry| entry.expires.is_none_or(|expires| expires >= now) && is_open(entry.session));
+            .retain(|entry| entry.expires.is_none_or(|expires| expires >= now) && is_open(entry.session));
     }
 
     /// Stops making rows that nobody has fetched for a while: they hold memory that others wait for. Who fetches them later
     /// runs the plan anew.
     pub(crate) fn let_go_of_begun(&self) {
-        let held: Vec<Held> = locked(&self.entries).values().map(|entry| entry.held.clone()).collect();
+        let held: Vec<Held> = locked(&self.entries).by_id.values().map(|entry| entry.held.clone()).collect();
         for held in held {
             let Held::Waiting(waiting) = held else { continue };
             let mut begun = locked(&waiting.begun);
@@ -243,22 +292,8 @@ impl Handles {
 
     /// Forgets everything of a session.
     pub(crate) fn close_session(&self, session: u64) {
-        locked(&self.entries).retain(|_, entry| entry.session != session);
+        locked(&self.entries).retain(|entry| entry.session != session);
     }
-}
-
-/// Forgets the oldest answer of a session that somebody has fetched; whether there was one.
-fn make_room(entries: &mut HashMap<Uuid, Entry>, session: u64) -> bool {
-    let is_fetched = |entry: &Entry| match &entry.held {
-        Held::Waiting(waiting) => waiting.is_fetched.load(Ordering::Relaxed),
-        _ => false,
-    };
-    let oldest = entries
-        .iter()
-        .filter(|(_, entry)| entry.session == session && is_fetched(entry))
-        .min_by_key(|(_, entry)| entry.expires)
-        .map(|(id, _)| *id);
-    oldest.is_some_and(|id| entries.remove(&id).is_some())
 }
 
 #[cfg(test)]
@@ -334,8 +369,9 @@ mod tests {
         let handles = handles(Duration::from_secs(60), 8);
         handles.add(owner, Held::Waiting(waiting())).unwrap();
         handles.sweep(|_| true);
-        assert_eq!(locked(&handles.entries).len(), 1);
+        assert_eq!(locked(&handles.entries).by_id.len(), 1);
         handles.sweep(|_| false);
-        assert!(locked(&handles.entries).is_empty());
+        let entries = locked(&handles.entries);
+        assert!(entries.by_id.is_empty() && entries.of_session.is_empty());
     }
 }

@@ -21,6 +21,7 @@ use crate::catalog::{
     Catalog, CreateMode, DropSchema, ExternalTable, Relation, TableDefinition, TableEntry, TableName, ViewEntry,
 };
 use crate::checksums::ChecksumFigures;
+use crate::columns::Columns;
 use crate::commit::Committer;
 use crate::error::{Result, StorageError};
 use crate::index::disk_cache::DiskCache;
@@ -29,11 +30,12 @@ use crate::keys::{KeyCache, with_primary_key};
 use crate::location::Location;
 use crate::registry::Registry;
 use crate::s3::S3Settings;
+use crate::selection::Selections;
 use crate::snapshot::{Shared, Snapshot, shown};
 use crate::store::Root;
 use crate::time::Past;
 use crate::turn::Sequencers;
-use crate::vectors::{VectorCache, VectorCacheFigures};
+use crate::vectors::{CacheFigures, VectorCache};
 use crate::write::{Progress, Rows, create_dataset, storable_schema};
 
 /// The file that makes a folder a database.
@@ -73,7 +75,7 @@ pub struct OpenOptions {
     pub storage_options: Vec<(String, String)>,
     /// Bytes of decoded vectors that may be kept.
     pub vector_cache_bytes: usize,
-    /// Bytes that the other caches may hold together: indexes and metadata of Lance, keys, checksums.
+    /// Bytes that the other caches may hold together: indexes and metadata of Lance, keys, columns and selections, checksums.
     pub other_caches_bytes: usize,
     /// Bytes that OPTIMIZE may hold while it rewrites files.
     pub rewrite_bytes: usize,
@@ -118,6 +120,8 @@ struct Inner {
     s3: S3Settings,
     log: CatalogLog,
     cache: Arc<VectorCache>,
+    selections: Arc<Selections>,
+    columns: Arc<Columns>,
     indexes: Indexes,
     registry: Arc<Registry>,
     /// Names this handle among the writers of a table.
@@ -168,8 +172,9 @@ impl Database {
         let location = Location::parse(location)?;
         let shown = location.shown();
         let s3 = S3Settings::new(&options.storage_options)?;
-        // Indexes, metadata and keys have about a third each; the checksums' own bound is small.
-        let cache_bytes = options.other_caches_bytes / 25 * 8;
+        // Indexes, metadata and keys have about a quarter each, columns and selections the rest; the checksums' own bound is small.
+        let part = options.other_caches_bytes / 25;
+        let cache_bytes = 6 * part;
         let opened = async {
             let root = match wrapper {
                 Some(wrapper) => Root::with_wrapper(location, &s3, Some(wrapper), cache_bytes).await?,
@@ -192,6 +197,8 @@ impl Database {
             shown,
             log,
             cache: Arc::new(VectorCache::new(options.vector_cache_bytes)),
+            selections: Arc::new(Selections::new(part as u64)),
+            columns: Arc::new(Columns::new(5 * part as u64)),
             indexes: Indexes::default(),
             registry: Arc::new(Registry::new(s3.clone())),
             s3,
@@ -400,7 +407,7 @@ impl Database {
         let shown = location.shown();
         let opened = async {
             let root = self.foreign_root(location, options).await?;
-            Snapshot::open(&root, "", Shared { cache: self.inner.cache.clone(), indexes: None }).await
+            Snapshot::open(&root, "", self.shared_with(None)).await
         };
         tokio::time::timeout(OPEN_TIMEOUT, opened).await.map_err(|_| {
             StorageError::unavailable(format!("{shown} did not answer within {} s", OPEN_TIMEOUT.as_secs()))
@@ -418,8 +425,13 @@ impl Database {
     }
 
     /// What the cache of decoded vectors did and holds.
-    pub fn vector_cache(&self) -> VectorCacheFigures {
+    pub fn vector_cache(&self) -> CacheFigures {
         self.inner.cache.figures()
+    }
+
+    /// What the caches of decoded columns and of the rows that filters select did and hold, in this order.
+    pub fn row_caches(&self) -> (CacheFigures, CacheFigures) {
+        (self.inner.columns.figures(), self.inner.selections.figures())
     }
 
     /// Sets the bound of the cache of decoded vectors and frees what is above it.
@@ -508,6 +520,8 @@ impl Database {
     pub(crate) async fn remove_files(&self, location: &str) {
         self.open_tables().remove(location);
         self.inner.cache.forget(&self.shown(location));
+        self.inner.selections.forget(&self.shown(location));
+        self.inner.columns.forget(&self.shown(location));
         self.inner.indexes.forget(location);
         remove_quietly(&self.inner.root, location).await;
     }
@@ -526,8 +540,17 @@ impl Database {
 
     /// What the versions of the table in `location` share.
     fn shared(&self, location: &str) -> Shared {
-        let indexes = Some(self.table_indexes(location));
-        Shared { cache: self.inner.cache.clone(), indexes }
+        self.shared_with(Some(self.table_indexes(location)))
+    }
+
+    fn shared_with(&self, indexes: Option<Arc<TableIndexes>>) -> Shared {
+        let inner = &self.inner;
+        Shared {
+            cache: Arc::clone(&inner.cache),
+            selections: Arc::clone(&inner.selections),
+            columns: Arc::clone(&inner.columns),
+            indexes,
+        }
     }
 
     /// The index files of the table in `location`.

@@ -41,7 +41,7 @@ mod publish;
 mod row_map;
 mod segment;
 
-pub use coverage::{Coverage, OpenIndex, UncoveredChunk, UncoveredUnit};
+pub use coverage::{Coverage, OpenIndex, UncoveredChunk, UncoveredUnit, UnitsWithout};
 pub use covered_segment::{CoveredSegment, LocalRows};
 pub use format::{Section, Tier};
 pub use manifest::{IndexDefinition, IndexManifest, SegmentEntry, Unit};

@@ -13,6 +13,7 @@ mod catalog;
 mod change;
 mod check;
 mod checksums;
+mod columns;
 mod commit;
 mod database;
 mod durable;
@@ -37,6 +38,7 @@ mod s3;
 mod scan;
 mod schema_change;
 mod secret;
+mod selection;
 mod snapshot;
 mod store;
 mod time;
@@ -57,7 +59,7 @@ pub use error::{Failure, Result, Source, StorageError};
 pub use idempotency::{IdempotencyKey, Once};
 pub use index::{
     Coverage, CoveredSegment, IndexDefinition, IndexManifest, LocalRows, NewIndex, NewSegment, NewUnit, OpenIndex,
-    Section, Segment, SegmentCacheFigures, SegmentEntry, Tier, UncoveredChunk, UncoveredUnit, Unit,
+    Section, Segment, SegmentCacheFigures, SegmentEntry, Tier, UncoveredChunk, UncoveredUnit, Unit, UnitsWithout,
 };
 pub use keys::can_be_key;
 pub use maintain::VacuumReport;
@@ -67,9 +69,10 @@ pub use roaring::RoaringBitmap;
 pub use scan::{ROW_ADDRESS, SCAN_BUFFER_BYTES, SCAN_BUFFER_BYTES_MIN, ScanPartition, ScanRequest, scan_batch_bytes};
 pub use schema_change::NewDefault;
 pub use secret::Secret;
+pub use selection::{Selected, Selection, SelectionRequest};
 pub use snapshot::Snapshot;
 pub use time::{AsOf, TableChanges, VersionInfo};
 pub use turn::Turn;
 pub use users::{Role, UserChange, UserEntry};
-pub use vectors::{VectorCacheFigures, VectorChunk, VectorChunkRef};
+pub use vectors::{CacheFigures, VectorChunk, VectorChunkRef};
 pub use write::{Progress, WriteProgress, storable_schema};

@@ -2,6 +2,7 @@
 //! Lance, and rows by address. Vectors for search are read in `vectors.rs`.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -96,7 +97,13 @@ impl ScanPartition {
 impl Snapshot {
     /// Cuts the rows into at most `target` parts of about equal size, in address order. An empty table has none.
     pub fn partitions(&self, target: usize) -> Vec<ScanPartition> {
-        let fragments = self.fragments().iter().filter(|fragment| fragment.rows > 0);
+        self.partitions_among(target, |_| true)
+    }
+
+    /// The same for the fragments that are `wanted`.
+    pub(crate) fn partitions_among(&self, target: usize, wanted: impl Fn(u32) -> bool) -> Vec<ScanPartition> {
+        let is_wanted = |fragment: &&FragmentShape| fragment.rows > 0 && wanted(fragment.id);
+        let fragments = self.fragments().iter().filter(is_wanted);
         let total: u64 = fragments.clone().map(|fragment| fragment.rows).sum();
         if total == 0 {
             return Vec::new();
@@ -241,46 +248,80 @@ impl Snapshot {
         rebuild(&schema, arrays, addresses.len())
     }
 
-    /// One array per column, rows in the order of `unique` (ascending, no repetitions).
+    /// One array per column, rows in the order of `unique` (ascending, no repetitions): from decoded columns where they are kept, the
+    /// others from the files.
     async fn take_sorted(&self, unique: &[u64], columns: &[String]) -> Result<Vec<ArrayRef>> {
-        let stored: Vec<&str> = columns.iter().map(String::as_str).filter(|column| *column != ROW_ADDRESS).collect();
-        let batch = if stored.is_empty() || unique.is_empty() {
-            None
-        } else {
-            let what = format!("cannot fetch {} rows of {}", unique.len(), self.location());
-            let request = ProjectionRequest::from_schema(self.lance_projection(&stored)?);
-            let plan = request
-                .into_projection_plan(self.dataset().clone())
-                .map_err(|error| StorageError::from_lance(&what, error))?;
-            let builder = TakeBuilder::try_new_from_addresses(self.dataset().clone(), unique.to_vec(), Arc::new(plan))
-                .map_err(|error| StorageError::from_lance(&what, error))?;
-            let taken = AssertUnwindSafe(builder.execute()).catch_unwind().await;
-            let batch = match taken {
-                Ok(Ok(batch)) => batch,
-                Ok(Err(error)) => return Err(StorageError::from_lance(&what, error).while_pinned()),
-                Err(panic) => return Err(panicked(&what, panic.as_ref())),
-            };
-            if batch.num_rows() != unique.len() {
-                return Err(StorageError::invalid(format!(
-                    "{what}: only {} of them are live in version {}",
-                    batch.num_rows(),
-                    self.version()
-                )));
+        let mut values: HashMap<&str, ArrayRef> = HashMap::new();
+        let stored = columns.iter().map(String::as_str).filter(|column| *column != ROW_ADDRESS);
+        let mut wanted: Vec<&str> = vec![];
+        for column in stored {
+            match self.kept_values(column, unique)? {
+                Some(kept) => drop(values.insert(column, kept)),
+                None => wanted.push(column),
             }
-            Some(batch)
+        }
+        if !values.is_empty() && wanted.is_empty() {
+            self.check_live(unique).await?;
+        }
+        if !wanted.is_empty() && !unique.is_empty() {
+            let batch = self.take_stored(unique, &wanted).await?;
+            for column in &wanted {
+                values.insert(column, column_of(&batch, column)?.clone());
+            }
+        }
+        let of_column = |column: &String| match values.get(column.as_str()) {
+            Some(values) => Ok(Arc::clone(values)),
+            None if column == ROW_ADDRESS => Ok(Arc::new(UInt64Array::from(unique.to_vec())) as ArrayRef),
+            None => Ok(arrow::array::new_empty_array(self.field(column)?.data_type())),
         };
-        columns
-            .iter()
-            .map(|column| {
-                if column == ROW_ADDRESS {
-                    return Ok(Arc::new(UInt64Array::from(unique.to_vec())) as ArrayRef);
+        columns.iter().map(of_column).collect()
+    }
+
+    /// # Errors
+    /// An address without a live row.
+    async fn check_live(&self, addresses: &[u64]) -> Result<()> {
+        for of_fragment in addresses.chunk_by(|one, other| one >> 32 == other >> 32) {
+            let fragment = u32::try_from(of_fragment[0] >> 32).unwrap_or(u32::MAX);
+            let at = self.fragments().binary_search_by_key(&fragment, |fragment| fragment.id);
+            let shape = at.ok().and_then(|at| self.fragments().get(at));
+            let Some(shape) = shape else { return Err(self.not_live(addresses.len(), 0)) };
+            if shape.metadata.deletion_file.is_some() {
+                let deleted = self.deleted_rows(fragment).await?;
+                if of_fragment.iter().any(|address| deleted.contains(*address as u32)) {
+                    return Err(self.not_live(addresses.len(), addresses.len() - 1));
                 }
-                match &batch {
-                    Some(batch) => column_of(batch, column).cloned(),
-                    None => Ok(arrow::array::new_empty_array(self.field(column)?.data_type())),
-                }
-            })
-            .collect()
+            }
+        }
+        Ok(())
+    }
+
+    fn not_live(&self, wanted: usize, live: usize) -> StorageError {
+        StorageError::invalid(format!(
+            "cannot fetch {wanted} rows of {}: only {live} of them are live in version {}",
+            self.location(),
+            self.version()
+        ))
+    }
+
+    /// These columns of the rows, from the files.
+    async fn take_stored(&self, unique: &[u64], columns: &[&str]) -> Result<RecordBatch> {
+        let what = format!("cannot fetch {} rows of {}", unique.len(), self.location());
+        let request = ProjectionRequest::from_schema(self.lance_projection(columns)?);
+        let plan = request
+            .into_projection_plan(self.dataset().clone())
+            .map_err(|error| StorageError::from_lance(&what, error))?;
+        let builder = TakeBuilder::try_new_from_addresses(self.dataset().clone(), unique.to_vec(), Arc::new(plan))
+            .map_err(|error| StorageError::from_lance(&what, error))?;
+        let taken = AssertUnwindSafe(builder.execute()).catch_unwind().await;
+        let batch = match taken {
+            Ok(Ok(batch)) => batch,
+            Ok(Err(error)) => return Err(StorageError::from_lance(&what, error).while_pinned()),
+            Err(panic) => return Err(panicked(&what, panic.as_ref())),
+        };
+        if batch.num_rows() != unique.len() {
+            return Err(self.not_live(unique.len(), batch.num_rows()));
+        }
+        Ok(batch)
     }
 
     /// Lance's scanner for `request`.

@@ -16,10 +16,12 @@ use lance_table::format::Fragment;
 use roaring::RoaringBitmap;
 use tokio::sync::OnceCell;
 
+use crate::columns::Columns;
 use crate::commit::{check_format, committed_at_us};
 use crate::error::{Result, StorageError};
 use crate::index::{Coverage, TableIndexes};
 use crate::keys::without_key_mark;
+use crate::selection::Selections;
 use crate::store::Root;
 use crate::vectors::VectorCache;
 
@@ -51,6 +53,8 @@ type CoverageCell = Arc<OnceCell<Arc<Coverage>>>;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) cache: Arc<VectorCache>,
+    pub(crate) selections: Arc<Selections>,
+    pub(crate) columns: Arc<Columns>,
     /// `None` for a table of others.
     pub(crate) indexes: Option<Arc<TableIndexes>>,
 }
@@ -211,6 +215,14 @@ impl Snapshot {
 
     pub(crate) fn cache(&self) -> &Arc<VectorCache> {
         &self.inner.shared.cache
+    }
+
+    pub(crate) fn columns(&self) -> &Columns {
+        &self.inner.shared.columns
+    }
+
+    pub(crate) fn selections(&self) -> &Selections {
+        &self.inner.shared.selections
     }
 
     /// The index files of the table; `None` for a table of others.

@@ -66,16 +66,16 @@ pub struct VectorChunk {
     pub bytes_read: u64,
 }
 
-/// What the cache of decoded vectors did and holds.
+/// What a cache did and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VectorCacheFigures {
+pub struct CacheFigures {
     /// Bytes held.
     pub bytes: u64,
     /// Bytes that may be held.
     pub bytes_max: u64,
-    /// Chunks that were found.
+    /// Entries that were found.
     pub hits: u64,
-    /// Chunks that had to be decoded.
+    /// Entries that had to be made.
     pub misses: u64,
 }
 
@@ -392,7 +392,7 @@ struct State {
     wanted: HashMap<Key, u8>,
     asked: u64,
     clock: u64,
-    figures: VectorCacheFigures,
+    figures: CacheFigures,
 }
 
 struct Entry {
@@ -408,7 +408,7 @@ impl fmt::Debug for VectorCache {
 
 impl VectorCache {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let figures = VectorCacheFigures { bytes_max: bytes_max as u64, ..Default::default() };
+        let figures = CacheFigures { bytes_max: bytes_max as u64, ..Default::default() };
         let chunk_bytes_max = (bytes_max as u64 / CACHED_CHUNKS_MIN).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
         Self { chunk_bytes_max, state: Mutex::new(State { figures, ..Default::default() }) }
     }
@@ -423,7 +423,7 @@ impl VectorCache {
         self.lock().entries.contains_key(key)
     }
 
-    pub(crate) fn figures(&self) -> VectorCacheFigures {
+    pub(crate) fn figures(&self) -> CacheFigures {
         self.lock().figures
     }
 

@@ -18,8 +18,9 @@ pub use routing::Routing;
 pub use train::train;
 
 pub use crate::codes::Code;
+use crate::head::damaged;
 use crate::index::Index;
-use crate::payload::FormatError;
+use crate::payload::{FormatError, Sections};
 
 /// Lists at most.
 pub(crate) const LISTS_MAX: usize = 1 << 20;
@@ -48,6 +49,16 @@ impl Default for IvfOptions {
 /// The head is no head of this family, or one of a later version.
 pub fn open(head: &[u8]) -> Result<Box<dyn Index>, FormatError> {
     Ok(Box::new(format::Ivf::read(head)?))
+}
+
+/// The routing that a segment was built with, for others to be like it and merged with it.
+///
+/// # Errors
+/// The head is no head of this family, or centroids are missing.
+pub fn routing_of(sections: &dyn Sections) -> Result<Routing, FormatError> {
+    let head = sections.whole(0).ok_or_else(|| damaged("no head"))?;
+    let codes = sections.whole(format::CENTROIDS).ok_or_else(|| damaged("no centroids"))?;
+    Routing::of_segment(format::Ivf::read(head)?.routing, codes)
 }
 
 #[cfg(test)]

@@ -74,6 +74,14 @@ impl Routing {
         Routing { head, codes }
     }
 
+    /// From what a segment keeps of it.
+    pub(crate) fn of_segment(head: RoutingHead, codes: &[u8]) -> Result<Routing, FormatError> {
+        match codes.len() == head.code_bytes() {
+            true => Ok(Routing { head, codes: codes.to_vec() }),
+            false => Err(damaged("centroids of another number")),
+        }
+    }
+
     /// Number of lists.
     pub fn lists(&self) -> usize {
         self.head.lists

@@ -87,6 +87,15 @@ pub struct UncoveredUnit {
     pub deleted: RoaringBitmap,
 }
 
+/// What some segments of an index are there for.
+#[derive(Clone, Debug, Default)]
+pub struct UnitsWithout {
+    /// What a build would have to cover at this version if they were not there.
+    pub units: Vec<UncoveredUnit>,
+    /// Whether they cover a data file that is no part of this version: no build of this version could take their place in older ones.
+    pub serves_others: bool,
+}
+
 /// An index at a version, with its segments open.
 #[derive(Clone, Debug)]
 pub struct OpenIndex {
@@ -158,6 +167,25 @@ impl Snapshot {
     /// As [`Snapshot::index_coverage`].
     pub async fn uncovered_units(&self, index: &str) -> Result<Vec<UncoveredUnit>> {
         Ok(self.index_coverage(index).await?.units.clone())
+    }
+
+    /// What a build would have to cover if the index did not have these segments.
+    ///
+    /// # Errors
+    /// As [`Snapshot::index_coverage`].
+    pub async fn units_without(&self, index: &str, segments: &[String]) -> Result<UnitsWithout> {
+        let Some(indexes) = self.table_indexes() else { return Ok(UnitsWithout::default()) };
+        let known = indexes.known().await;
+        let index = known.manifest.require(index, self.location())?;
+        let files = files_of(self, index.field_id);
+        let (without, rest): (Vec<SegmentEntry>, Vec<SegmentEntry>) =
+            known.manifest.segments.iter().cloned().partition(|segment| segments.contains(&segment.id));
+        let mut units = without.iter().flat_map(|segment| &segment.units);
+        let serves_others = units.any(|unit| !files.contains_key(unit.file.as_str()));
+        let manifest = IndexManifest { segments: rest, ..known.manifest.as_ref().clone() };
+        // Nothing that was worked out for the real list holds for this one.
+        let imagined = Known { manifest: Arc::new(manifest), refusals: u64::MAX, problem: None };
+        Ok(UnitsWithout { units: covered(self, indexes, &imagined, index).await?.units, serves_others })
     }
 
     /// An index with all its segments open; rows of those that cannot be opened count as uncovered. Cost: as

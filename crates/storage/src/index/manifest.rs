@@ -218,7 +218,7 @@ impl Numbered for IndexManifest {
     fn decode(bytes: &[u8], number: u64, file: &str) -> Result<(Self, String)> {
         let corrupt = |why: String| {
             StorageError::corrupt(format!(
-                "the list of indexes {file} is damaged ({why}); searches are exact meanwhile, REINDEX makes the indexes anew"
+                "the list of indexes {file} is damaged ({why}); searches are exact meanwhile, REINDEX TABLE makes the indexes anew"
             ))
         };
         let text = std::str::from_utf8(bytes).map_err(|_| corrupt("it is not text".to_owned()))?;

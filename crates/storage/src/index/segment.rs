@@ -18,8 +18,9 @@ use tokio::sync::OnceCell;
 
 use super::FOLDER;
 use super::disk_cache::DiskCache;
-use super::format::{FormatError, Head, Tier};
+use super::format::{FormatError, Head, Tier, UnitHead};
 use super::manifest::SegmentEntry;
+use super::publish::NewUnit;
 use crate::error::{Result, StorageError};
 use crate::map::MappedFile;
 use crate::snapshot::shown;
@@ -71,6 +72,12 @@ impl Segment {
     /// Local rows.
     pub fn rows(&self) -> u64 {
         self.head.rows
+    }
+
+    /// What it covers, in the order of its local rows.
+    pub fn units(&self) -> Vec<NewUnit> {
+        let unit = |unit: &UnitHead| NewUnit { file: unit.file.clone(), rows: unit.rows, absent: unit.absent.clone() };
+        self.head.units.iter().map(unit).collect()
     }
 
     /// Number of sections.
