@@ -1,6 +1,8 @@
 //! Lists on real vectors: build time, bytes, and the curve of recall and queries per second, exact re-ranking included.
 //!
-//! `cargo bench -p ann --bench lists -- FOLDER [cosine|l2|ip] [code] [lists] [all | PROBES]`, with code one of `raw`, `sq8`, `sq4`, `rq1` to `rq9`.
+//! `cargo bench -p ann --bench lists -- FOLDER [cosine|l2|ip] [code] [lists] [all | PROBES]`, with code one of `raw`, `sq8`, `sq4`, `rq1` to `rq9`,
+//! `pq4`, `pq8` (`pq4x4` and so on for other dimensions of a code), and behind it `+spill` for second lists (SOAR), `+plain` for product
+//! codes without the score-aware loss.
 //! FOLDER holds `base.npy`, `query.npy` (f32, rows by dimensions) and `gt.npy` (i32, true neighbors by row), and, for filters
 //! `u < s`, `u.npy` (i32, below 10,000) with `gt_u100.npy`, `gt_u1000.npy`, `gt_u5000.npy` for s = 100, 1,000, 5,000.
 //! Two threads run queries on halves of the list of queries. Times are wall clock; what else runs on the machine is for the reader to say.
@@ -35,11 +37,16 @@ fn main() -> Result<(), Failure> {
         return Ok(());
     };
     let metric = arguments.get(1).and_then(|name| Metric::parse(name)).unwrap_or(Metric::L2);
-    let code = arguments.get(2).and_then(|name| parse_code(name)).unwrap_or(Code::Rabitq { bits: 5 });
+    let named = arguments.get(2).map_or("rq5", String::as_str);
+    let (code, manner) = named.split_once('+').unwrap_or((named, ""));
+    let code = parse_code(code).ok_or("no such code")?;
     let lists = arguments.get(3).and_then(|lists| lists.parse().ok());
     let all = arguments.get(4).is_some_and(|word| word == "all");
     let data = Data::read(Path::new(folder), metric)?;
-    let options = IvfOptions { lists, code, ..IvfOptions::default() };
+    let mut options = IvfOptions { lists, code, spill: manner.contains("spill"), ..IvfOptions::default() };
+    if manner.contains("plain") {
+        options.score_threshold = 0.0;
+    }
     let rows = InMemory::new(Vectors::F32(&data.base.values), data.base.columns);
     let started = Instant::now();
     let control = Control::new(1);
@@ -47,7 +54,7 @@ fn main() -> Result<(), Failure> {
     let trained = started.elapsed();
     let payload = ivf::build_with(&rows, &routing, &options, &control)?;
     println!(
-        "{folder}: {} x {}, {}, {code:?}, {} lists; built in {:.2} s ({:.2} s of it training), {} threads",
+        "{folder}: {} x {}, {}, {named}, {} lists; built in {:.2} s ({:.2} s of it training), {} threads",
         data.base.rows,
         data.base.columns,
         metric.name(),
@@ -85,6 +92,12 @@ fn parse_code(name: &str) -> Option<Code> {
         "raw" => Some(Code::Raw),
         "sq8" => Some(Code::Scalar8),
         "sq4" => Some(Code::Scalar4),
+        "pq4" => Some(Code::pq(4)),
+        "pq8" => Some(Code::pq(8)),
+        _ if name.starts_with("pq") => {
+            let (bits, dims) = name[2..].split_once('x')?;
+            Some(Code::Pq { bits: bits.parse().ok()?, dims: dims.parse().ok()? })
+        }
         _ => name.strip_prefix("rq")?.parse().ok().map(|bits| Code::Rabitq { bits }),
     }
 }

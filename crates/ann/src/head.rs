@@ -97,14 +97,14 @@ pub(crate) fn damaged(what: &str) -> FormatError {
     FormatError::Damaged(what.to_owned())
 }
 
-/// The magic and the version at the start of a head.
-pub(crate) fn check_version(reader: &mut HeadReader<'_>, magic: [u8; 4], latest: u32) -> Result<(), FormatError> {
+/// The magic and the version at the start of a head; which version it is.
+pub(crate) fn check_version(reader: &mut HeadReader<'_>, magic: [u8; 4], latest: u32) -> Result<u32, FormatError> {
     if reader.bytes(4)? != magic {
         return Err(damaged("the head begins with other bytes than those of its family"));
     }
     match reader.u32()? {
         0 => Err(damaged("version 0")),
         found if found > latest => Err(FormatError::Version { found, latest }),
-        _ => Ok(()),
+        found => Ok(found),
     }
 }

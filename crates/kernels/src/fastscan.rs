@@ -4,6 +4,9 @@
 //! (SIGMOD 2024) for the codes. The estimate of a row is `add + rescale · Σ ±q_i`; here it is bounded from below, compared, and
 //! only survivors leave the loop, since what follows the sums costs more than the sums once they are fast.
 //!
+//! Any code of 4 bits per group is scanned the same way, whatever its 16 entries are: [`Lut::from_tables`] makes the tables of product
+//! quantization, whose codes take the place of four signs.
+//!
 //! **A block** holds 32 rows of `dim` signs, `dim` a multiple of 16: for each group of 4 dimensions 16 bytes, byte `j` with the
 //! signs of row `j` in its low and those of row `j + 16` in its high half, bit `t` for dimension `4 · group + t`, 1 for plus.
 //! Then 32 f32 `add` and 32 f32 `rescale`, little endian.
@@ -24,9 +27,9 @@ pub const fn block_bytes(dim: usize) -> usize {
     BLOCK_ROWS * (dim / 8 + 8)
 }
 
-/// What a query looks up: for each group of 4 dimensions the 16 sums `±q0 ±q1 ±q2 ±q3`, as bytes.
+/// What a query looks up: for each group of 4 dimensions the 16 sums `±q0 ±q1 ±q2 ±q3`, or whatever else 4 bits stand for, as bytes.
 ///
-/// `Σ ±q_i ≈ base + step · Σ entries`; each entry is at most `step / 2` off.
+/// A sum of looked-up values is `≈ base + step · Σ entries`; each entry is at most `step / 2` off.
 #[derive(Clone, Debug, Default)]
 pub struct Lut {
     entries: Vec<u8>,
@@ -45,7 +48,16 @@ impl Lut {
         lut
     }
 
-    /// Dimensions.
+    /// The table of 4-bit codes: `tables` holds the 16 values of each group; what is left over past a multiple of 4 groups is not
+    /// seen. A group of codes counts as 4 dimensions.
+    pub fn from_tables(tables: &[f32]) -> Lut {
+        let values = tables.len() / (4 * SCAN_DIM_MULTIPLE) * (4 * SCAN_DIM_MULTIPLE);
+        let mut lut = Lut { entries: vec![0; values], step: 0.0, base: 0.0 };
+        fill_from(Present::chosen(), &tables[..values], &mut lut);
+        lut
+    }
+
+    /// Dimensions: 4 for each group.
     pub fn dim(&self) -> usize {
         self.entries.len() / 4
     }
@@ -59,10 +71,15 @@ crate::compiled::compiled_for_each! {
     fn fill(query: &[f32], lut: &mut Lut) = fill_plain
 }
 
+crate::compiled::compiled_for_each! {
+    fn fill_from(tables: &[f32], lut: &mut Lut) = fill_from_plain
+}
+
+/// Below 2^23 a float plus this has the nearest whole number in its low bits.
+const ROUNDING: f32 = 8_388_608.0;
+
 #[inline(always)]
 fn fill_plain(query: &[f32], lut: &mut Lut) {
-    /// Below 2^23 a float plus this has the nearest whole number in its low bits.
-    const ROUNDING: f32 = 8_388_608.0;
     let groups = query.as_chunks::<4>().0;
     let (mut largest, mut base) = (0.0_f32, 0.0_f32);
     for group in groups {
@@ -83,8 +100,41 @@ fn fill_plain(query: &[f32], lut: &mut Lut) {
     }
 }
 
-/// How a sum of entries becomes a bound, and what it must not exceed:
-/// `(add + query_add) + rescale · (base + error + step · sum) <= threshold`.
+#[inline(always)]
+fn fill_from_plain(tables: &[f32], lut: &mut Lut) {
+    let tables = tables.as_chunks::<16>().0;
+    let (mut widest, mut base) = (0.0_f32, 0.0_f32);
+    for table in tables {
+        let least = least_of(table);
+        let range = -least_of(&table.map(|value| -value)) - least;
+        widest = if range > widest { range } else { widest };
+        base += least;
+    }
+    lut.base = base;
+    lut.step = widest / 255.0;
+    let per_step = if lut.step > 0.0 { 1.0 / lut.step } else { 0.0 };
+    for (table, entries) in tables.iter().zip(lut.entries.as_chunks_mut::<16>().0) {
+        let least = least_of(table);
+        for (value, entry) in table.iter().zip(entries) {
+            *entry = (((value - least) * per_step).min(255.0) + ROUNDING).to_bits() as u8;
+        }
+    }
+}
+
+/// The least of sixteen; halves are compared, so that it goes by registers.
+#[inline(always)]
+fn least_of(values: &[f32; 16]) -> f32 {
+    let mut least = *values;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            least[i] = if least[i + half] < least[i] { least[i + half] } else { least[i] };
+        }
+    }
+    least[0]
+}
+
+/// How a sum of entries becomes a bound and an estimate, and what these must not exceed:
+/// `(add + query_add) + rescale · (base + error + step · sum) <= threshold`, and without `error` `<= estimate_max`.
 #[derive(Clone, Copy, Debug)]
 pub struct ScanBound {
     /// [`Lut::step`].
@@ -95,8 +145,10 @@ pub struct ScanBound {
     pub error: f32,
     /// What the query and the list contribute.
     pub query_add: f32,
-    /// Rows above it are dropped, as are rows whose bound is NaN.
+    /// Rows whose bound is above it are dropped, as are rows whose bound is NaN.
     pub threshold: f32,
+    /// Rows whose estimate is above it are dropped.
+    pub estimate_max: f32,
 }
 
 /// Rows that a scan left: parallel lists.
@@ -192,11 +244,12 @@ pub(crate) fn push_survivors(
         let (add, rescale) = (f32::from_le_bytes(adds[row]), f32::from_le_bytes(rescales[row]));
         let product = bound.step.mul_add(sums[row] as f32, bound.base);
         let low = rescale.mul_add(product + bound.error, add + bound.query_add);
-        if mask >> row & 1 == 1 && low <= bound.threshold {
+        let estimate = rescale.mul_add(product, add + bound.query_add);
+        if mask >> row & 1 == 1 && low <= bound.threshold && estimate <= bound.estimate_max {
             out.rows.push(block * BLOCK_ROWS as u32 + row as u32);
             out.sums.push(sums[row]);
             out.bounds.push(low);
-            out.estimates.push(rescale.mul_add(product, add + bound.query_add));
+            out.estimates.push(estimate);
         }
     }
 }
@@ -272,6 +325,11 @@ mod tests {
         bytes
     }
 
+    fn every_row(lut: &Lut) -> ScanBound {
+        let (threshold, estimate_max) = (f32::INFINITY, f32::INFINITY);
+        ScanBound { step: lut.step, base: lut.base, error: 0.5, query_add: 0.0, threshold, estimate_max }
+    }
+
     #[test]
     fn every_instruction_set_leaves_the_same_rows() {
         let mut random = Random::new(4);
@@ -279,13 +337,15 @@ mod tests {
             let blocks = blocks(dim, 3, &mut random);
             let query: Vec<f32> = (0..dim).map(|_| random.float()).collect();
             let lut = Lut::new(&query);
-            for (masks, threshold) in [
-                ([u32::MAX; 3], f32::INFINITY),
-                ([u32::MAX, 0, 0x8001_0001], f32::INFINITY),
-                ([u32::MAX; 3], 0.0),
-                ([u32::MAX; 3], f32::NEG_INFINITY),
+            for (masks, threshold, estimate_max) in [
+                ([u32::MAX; 3], f32::INFINITY, f32::INFINITY),
+                ([u32::MAX, 0, 0x8001_0001], f32::INFINITY, f32::INFINITY),
+                ([u32::MAX; 3], 0.0, f32::INFINITY),
+                ([u32::MAX; 3], f32::NEG_INFINITY, f32::INFINITY),
+                ([u32::MAX; 3], f32::INFINITY, 0.1),
             ] {
-                let bound = ScanBound { step: lut.step, base: lut.base, error: 0.5, query_add: 0.25, threshold };
+                let (step, base) = (lut.step, lut.base);
+                let bound = ScanBound { step, base, error: 0.5, query_add: 0.25, threshold, estimate_max };
                 let mut expected = Survivors::default();
                 scan_reference(&blocks, &masks, &lut, &bound, &mut expected);
                 for isa in Isa::available() {
@@ -293,7 +353,7 @@ mod tests {
                     scan_on(isa.present().unwrap(), &blocks, &masks, &lut, &bound, &mut found);
                     assert_eq!(found, expected, "{isa} {dim}");
                 }
-                if threshold == f32::INFINITY {
+                if threshold == f32::INFINITY && estimate_max == f32::INFINITY {
                     assert_eq!(expected.rows.len(), masks.iter().map(|m| m.count_ones() as usize).sum::<usize>());
                 }
             }
@@ -307,7 +367,7 @@ mod tests {
         let blocks = blocks(dim, 1, &mut random);
         let query: Vec<f32> = (0..dim).map(|_| random.float()).collect();
         let lut = Lut::new(&query);
-        let bound = ScanBound { step: lut.step, base: lut.base, error: 0.5, query_add: 0.0, threshold: f32::INFINITY };
+        let bound = every_row(&lut);
         let mut found = Survivors::default();
         scan_blocks(&blocks, &[u32::MAX], &lut, &bound, &mut found);
         for (row, sum) in found.rows.iter().zip(&found.sums) {
@@ -321,11 +381,47 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_of_entries_is_the_sum_of_the_tables() {
+        let mut random = Random::new(8);
+        for groups in (4..=64).step_by(4).chain([192, 392, 1024]) {
+            let dim = 4 * groups;
+            let blocks = blocks(dim, 2, &mut random);
+            let tables: Vec<f32> = (0..16 * groups).map(|_| random.float()).collect();
+            let lut = Lut::from_tables(&tables);
+            for isa in Isa::available() {
+                let mut other = Lut { entries: vec![0; 16 * groups], ..Lut::default() };
+                fill_from(isa.present().unwrap(), &tables, &mut other);
+                assert!(
+                    other.entries == lut.entries && (other.step, other.base) == (lut.step, lut.base),
+                    "{isa} {groups}"
+                );
+            }
+            let bound = every_row(&lut);
+            let mut expected = Survivors::default();
+            scan_reference(&blocks, &[u32::MAX; 2], &lut, &bound, &mut expected);
+            for isa in Isa::available() {
+                let mut found = Survivors::default();
+                scan_on(isa.present().unwrap(), &blocks, &[u32::MAX; 2], &lut, &bound, &mut found);
+                assert_eq!(found, expected, "{isa} {groups}");
+            }
+            for (row, sum) in expected.rows.iter().zip(&expected.sums) {
+                let mut codes = vec![0; groups / 2];
+                let block = &blocks[*row as usize / BLOCK_ROWS * block_bytes(dim)..][..block_bytes(dim)];
+                unpack_row(dim, block, *row as usize % BLOCK_ROWS, &mut codes);
+                let code = |group: usize| usize::from(codes[group / 2] >> (4 * (group % 2)) & 15);
+                let exact: f32 = (0..groups).map(|group| tables[16 * group + code(group)]).sum();
+                let estimate = lut.base + lut.step * *sum as f32;
+                assert!((exact - estimate).abs() < lut.step * (groups as f32).sqrt() * 1.5, "{exact} {estimate}");
+            }
+        }
+    }
+
+    #[test]
     fn factors_that_are_no_numbers_are_dropped() {
         let mut block = vec![0; block_bytes(16)];
         pack_block(16, [(&[0_u8; 2][..], f32::NAN, -1.0), (&[0; 2], 0.0, -1.0)].into_iter(), &mut block);
         let lut = Lut::new(&[1.0; 16]);
-        let bound = ScanBound { step: lut.step, base: lut.base, error: 0.5, query_add: 0.0, threshold: f32::INFINITY };
+        let bound = every_row(&lut);
         for isa in Isa::available() {
             let mut found = Survivors::default();
             scan_on(isa.present().unwrap(), &block, &[3], &lut, &bound, &mut found);

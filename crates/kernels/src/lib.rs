@@ -32,6 +32,7 @@ mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod prefetch;
+mod product;
 mod quantize;
 mod query;
 mod reference;
@@ -63,6 +64,7 @@ pub use matrix::{distance_matrix, pair_distances};
 pub use memory::advise_large_pages;
 pub use metric::Metric;
 pub use prefetch::prefetch;
+pub use product::{Codewords, Lean, choose_codes, table_sum};
 pub use quantize::{CodeSums, dot_f32, quantize};
 pub use query::Query;
 pub use rotation::{ROTATED_MULTIPLE, Rotation};

@@ -2,7 +2,7 @@
 
 use kernels::{
     BLOCK_ROWS, ByteQuery, DistanceError, ElementType, Lut, Metric, Query, ScanBound, Survivors, TopK, Vectors,
-    byte_products, dot_f32, plane_product, prefetch, scan_blocks,
+    byte_products, dot_f32, plane_product, prefetch, scan_blocks, table_sum,
 };
 
 use super::{Code, CodeLayout, FACTOR_BYTES, Spreads, factors};
@@ -20,25 +20,33 @@ pub(crate) struct Hit {
     pub(crate) bound: f32,
 }
 
-/// The rows found so far that may be among the `k` nearest.
+/// The rows found so far that may be among the `k` nearest, and are worth comparing exactly.
 #[derive(Debug)]
 pub(crate) struct Nearest {
     k: usize,
+    /// Rows that are given out at most.
+    most: usize,
     /// What distances are not above, with the certainty of the bounds.
     ceilings: TopK,
-    /// The least estimates.
+    /// The `k` least estimates.
     estimates: TopK,
+    /// The `most` least estimates.
+    kept: TopK,
     hits: Vec<Hit>,
     survivors: Survivors,
     ceilings_of_list: Vec<f32>,
 }
 
 impl Nearest {
-    pub(crate) fn new(k: usize) -> Nearest {
+    /// For the `k` nearest, of which `rerank` candidates are given out at most, and `k` at least.
+    pub(crate) fn new(k: usize, rerank: usize) -> Nearest {
+        let most = rerank.max(k);
         Nearest {
             k,
+            most,
             ceilings: TopK::new(k),
             estimates: TopK::new(k),
+            kept: TopK::new(most),
             hits: vec![],
             survivors: Survivors::default(),
             ceilings_of_list: vec![],
@@ -55,6 +63,11 @@ impl Nearest {
         self.ceilings.threshold() as f32
     }
 
+    /// An estimate above it, if nothing finer comes, is not among those that are given out.
+    fn estimate_max(&self) -> f32 {
+        self.kept.threshold() as f32
+    }
+
     /// What coarse estimates of a list say about how far it is worth to look in it, while fewer than `k` rows are known.
     fn own_threshold(&mut self, survivors: &Survivors) -> f32 {
         if self.ceilings.len() >= self.k || survivors.len() <= self.k {
@@ -69,7 +82,8 @@ impl Nearest {
 
     fn push(&mut self, position: u64, estimate: f32, error: f32) {
         let bound = estimate - error;
-        if bound <= self.threshold() {
+        if bound <= self.threshold() && estimate <= self.estimate_max() {
+            self.kept.push(f64::from(estimate), position);
             self.ceilings.push(f64::from(estimate + error), position);
             self.estimates.push(f64::from(estimate), position);
             self.hits.push(Hit { position, estimate, bound });
@@ -82,12 +96,11 @@ impl Nearest {
         self.push(position, rounded, rounded.abs() * f32::EPSILON);
     }
 
-    /// The hits by estimate, at most `rerank` of them and `k` at least, of those whose bound does not exclude them.
-    pub(crate) fn into_hits(self, rerank: usize) -> Vec<Hit> {
-        let threshold = self.threshold();
+    /// The hits by estimate, as many as are given out, of those whose bound does not exclude them.
+    pub(crate) fn into_hits(self) -> Vec<Hit> {
+        let (threshold, most) = (self.threshold(), self.most);
         let mut hits = self.hits;
         hits.retain(|hit| hit.bound <= threshold);
-        let most = rerank.max(self.k);
         let order = |a: &Hit, b: &Hit| a.estimate.total_cmp(&b.estimate).then(a.position.cmp(&b.position));
         if hits.len() > most {
             hits.select_nth_unstable_by(most, order);
@@ -120,6 +133,8 @@ pub(crate) struct QueryCodes {
     /// The projected query's squared length.
     pub(crate) square: f32,
     lut: Lut,
+    /// The inner products with all codewords, for product codes of 8 bits.
+    tables: Vec<f32>,
     bytes: ByteQuery,
     /// The query as it is, for raw codes.
     raw: Option<(Query, ElementType, usize)>,
@@ -128,8 +143,16 @@ pub(crate) struct QueryCodes {
 impl QueryCodes {
     /// Of a query that is compared with projected codes.
     pub(crate) fn projected(layout: CodeLayout, query: &[f32], bytes: ByteQuery) -> QueryCodes {
-        let lut = if matches!(layout.code, Code::Rabitq { .. }) { Lut::new(query) } else { Lut::default() };
-        QueryCodes { layout, square: dot_f32(query, query), lut, bytes, raw: None }
+        let (mut lut, mut tables) = (Lut::default(), vec![]);
+        match (layout.code, &layout.codebook) {
+            (Code::Rabitq { .. }, _) => lut = Lut::new(query),
+            (Code::Pq { .. }, Some(codebook)) => codebook.words().products(query, &mut tables),
+            _ => {}
+        }
+        if let Code::Pq { bits: 4, .. } = layout.code {
+            lut = Lut::from_tables(&std::mem::take(&mut tables));
+        }
+        QueryCodes { layout, square: dot_f32(query, query), lut, tables, bytes, raw: None }
     }
 
     /// Of a query that is compared with the vectors themselves, of `element`s.
@@ -141,7 +164,8 @@ impl QueryCodes {
         query: Vectors<'_>,
     ) -> Result<QueryCodes, DistanceError> {
         let raw = Some((Query::new(metric, dim, query)?, element, dim));
-        Ok(QueryCodes { layout, square: 0.0, lut: Lut::default(), bytes: ByteQuery::default(), raw })
+        let (lut, tables, bytes) = (Lut::default(), vec![], ByteQuery::default());
+        Ok(QueryCodes { layout, square: 0.0, lut, tables, bytes, raw })
     }
 
     /// The length by which errors grow.
@@ -162,8 +186,10 @@ impl QueryCodes {
     ) -> u64 {
         match self.layout.code {
             Code::Raw => self.scan_raw(scan, nearest),
-            Code::Scalar8 | Code::Scalar4 => self.scan_rows(scan, nearest),
-            Code::Rabitq { .. } => return self.scan_blocks(scan, extra, nearest),
+            Code::Scalar8 => self.scan_bytes(scan, nearest),
+            Code::Scalar4 => self.scan_planes(scan, nearest),
+            Code::Pq { bits: 8, .. } => self.scan_rows(scan, 0.0, nearest, |codes| table_sum(&self.tables, codes)),
+            Code::Rabitq { .. } | Code::Pq { .. } => return self.scan_blocks(scan, extra, nearest),
         }
         scan.masks.iter().map(|mask| u64::from(mask.count_ones())).sum()
     }
@@ -192,31 +218,32 @@ impl QueryCodes {
         measure(query, rows, *dim, scan, nearest);
     }
 
-    /// Rows of scalar codes.
-    fn scan_rows(&self, scan: &Scan<'_>, nearest: &mut Nearest) {
+    /// Rows of a byte per element.
+    fn scan_bytes(&self, scan: &Scan<'_>, nearest: &mut Nearest) {
+        let (step, sum) = (self.bytes.step, self.bytes.sum as f32);
+        let (padded, mut whole) = (self.layout.padded, [0.0]);
+        self.scan_rows(scan, self.rounding_error(step, 127.5), nearest, |codes| {
+            byte_products(codes, padded, &self.bytes, &mut whole);
+            step * (whole[0] - 127.5 * sum)
+        });
+    }
+
+    /// Rows of half a byte per element.
+    fn scan_planes(&self, scan: &Scan<'_>, nearest: &mut Nearest) {
+        let (step, sum) = (self.bytes.step * 128.0, self.bytes.high_sum as f32);
+        self.scan_rows(scan, self.rounding_error(step, 7.5), nearest, |codes| {
+            step * (plane_product(codes, 4, &self.bytes) as f32 - 7.5 * sum)
+        });
+    }
+
+    /// Rows of codes whose `product` with the query is off by `rounding` at one standard deviation.
+    fn scan_rows(&self, scan: &Scan<'_>, rounding: f32, nearest: &mut Nearest, mut product: impl FnMut(&[u8]) -> f32) {
         let row_bytes = self.layout.coarse_row_bytes();
-        let reach = self.reach(scan);
-        let is_byte = self.layout.code == Code::Scalar8;
-        let middle = if is_byte { 127.5 } else { 7.5 };
-        let (step, sum) = if is_byte {
-            (self.bytes.step, self.bytes.sum as f32)
-        } else {
-            (self.bytes.step * 128.0, self.bytes.high_sum as f32)
-        };
-        let rounding = if is_byte { 1.0 } else { 128.0 } * self.bytes.step;
-        let error = CERTAINTY * (scan.spreads[0] * reach + self.rounding_error(rounding, middle));
+        let error = CERTAINTY * (scan.spreads[0] * self.reach(scan) + rounding);
         for row in selected(scan.masks) {
             let Some(bytes) = scan.coarse.get(row * row_bytes..(row + 1) * row_bytes) else { return };
             let (add, rescale) = factors(bytes);
-            let codes = &bytes[FACTOR_BYTES..];
-            let mut whole = [0.0];
-            if is_byte {
-                byte_products(codes, self.layout.padded, &self.bytes, &mut whole);
-            } else {
-                whole[0] = plane_product(codes, 4, &self.bytes) as f32;
-            }
-            let product = step * (whole[0] - middle * sum);
-            let estimate = (add + scan.query_add) + rescale * product;
+            let estimate = (add + scan.query_add) + rescale * product(&bytes[FACTOR_BYTES..]);
             nearest.push(scan.first + row as u64, estimate, (rescale * error).abs());
         }
     }
@@ -234,23 +261,25 @@ impl QueryCodes {
         nearest: &mut Nearest,
     ) -> u64 {
         let reach = self.reach(scan);
-        let table_error = self.lut.step * 0.289 * (self.layout.padded as f32 / 4.0).sqrt();
+        let table_error = self.lut.step * 0.289 * (self.lut.dim() as f32 / 4.0).sqrt();
         let error = CERTAINTY * (scan.spreads[0] * reach + table_error);
         let whole_error = CERTAINTY * (scan.spreads[1] * reach + self.whole_error(table_error));
         let mut survivors = std::mem::take(&mut nearest.survivors);
         survivors.clear();
+        let is_refined = self.layout.extra_bits() > 0;
         let bound = ScanBound {
             step: self.lut.step,
             base: self.lut.base,
             error,
             query_add: scan.query_add,
             threshold: nearest.threshold(),
+            estimate_max: if is_refined { f32::INFINITY } else { nearest.estimate_max() },
         };
         scan_blocks(scan.coarse, scan.masks, &self.lut, &bound, &mut survivors);
-        if self.layout.extra_bits() == 0 {
-            self.take_coarse(scan, &survivors, nearest);
-        } else {
+        if is_refined {
             self.take_whole(scan, &survivors, whole_error, extra, nearest);
+        } else {
+            self.take_coarse(scan, &survivors, nearest);
         }
         nearest.survivors = survivors;
         let blocks = scan.masks.iter().filter(|mask| **mask != 0).count();

@@ -31,6 +31,12 @@ pub fn build(rows: &dyn Rows, metric: Metric, options: &FlatOptions, control: &C
     if options.code == Code::Raw {
         return Err(BuildError::Unsupported("a flat index of raw vectors is the column itself; scan it".into()));
     }
+    if let Code::Pq { .. } = options.code {
+        return Err(BuildError::Unsupported(
+            "product codes are learned from the residuals of lists; make an index of lists, or a flat one of rabitq"
+                .into(),
+        ));
+    }
     if rows.len() > u32::MAX as usize {
         return Err(BuildError::Unsupported("a segment has at most 2^32 - 1 rows; make several".into()));
     }

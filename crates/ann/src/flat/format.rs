@@ -86,8 +86,8 @@ impl Flat {
         let space = Space::read(shape, &mut reader)?;
         let code = Code::read(&mut reader, space.element)?;
         let rows = reader.u64()?;
-        if code == Code::Raw || rows > u64::from(u32::MAX) {
-            return Err(damaged("raw codes, or more rows than a segment may have"));
+        if matches!(code, Code::Raw | Code::Pq { .. }) || rows > u64::from(u32::MAX) {
+            return Err(damaged("raw or product codes, or more rows than a segment may have"));
         }
         let rows = rows as usize;
         let chunks = rows.div_ceil(CHUNK);
@@ -135,5 +135,5 @@ impl Flat {
 
 pub(crate) fn layout_of(space: &Space, code: Code) -> CodeLayout {
     let raw_bytes = space.element.bytes_per_row(space.dim);
-    CodeLayout { code, geometry: space.geometry(), padded: space.padded(), raw_bytes }
+    CodeLayout { code, codebook: None, geometry: space.geometry(), padded: space.padded(), raw_bytes }
 }

@@ -72,7 +72,6 @@ impl Index for Flat {
 struct Walk<'a> {
     codes: QueryCodes,
     nearest: Nearest,
-    rerank: usize,
     matching: Option<RowSet<'a>>,
     wants: Wants,
     work: Work,
@@ -96,9 +95,8 @@ impl Flat {
             return None;
         }
         Some(Walk {
-            codes: QueryCodes::projected(self.layout, &projected, ByteQuery::new(&projected)),
-            nearest: Nearest::new(request.k),
-            rerank: self.rerank(request),
+            codes: QueryCodes::projected(self.layout.clone(), &projected, ByteQuery::new(&projected)),
+            nearest: Nearest::new(request.k, self.rerank(request)),
             matching: request.matching,
             wants: Wants::default(),
             work: Work::default(),
@@ -141,7 +139,7 @@ impl Flat {
         if let Some(wants) = walk.wants.merged() {
             return Step::Wants(wants);
         }
-        let hits = walk.nearest.into_hits(walk.rerank);
+        let hits = walk.nearest.into_hits();
         let mut candidates: Vec<Candidate> = hits
             .iter()
             .map(|hit| Candidate {

@@ -144,3 +144,13 @@ fn damaged_bytes_are_an_error_or_a_wrong_answer_but_never_a_panic() {
         survive_damage(&sections, base.vectors(), open);
     }
 }
+
+#[test]
+fn codes_that_need_lists_or_add_nothing_are_refused() {
+    let base = clustered(ElementType::F32, 100, 16, 16);
+    let rows = InMemory::new(base.vectors(), 16);
+    for code in [Code::Raw, Code::pq(4), Code::pq(8)] {
+        let refused = build(&rows, Metric::L2, &FlatOptions { code }, &Control::new(0));
+        assert!(matches!(refused, Err(BuildError::Unsupported(_))), "{code:?}");
+    }
+}

@@ -3,22 +3,25 @@
 //! The pass runs over chunks in parallel; what it makes of a row depends on the row and the routing alone, and the lists hold their rows
 //! in order, so the bytes do not depend on the number of threads.
 
-use kernels::{Metric, Panels, Query, Vectors};
+use std::sync::Arc;
+
+use kernels::{Metric, Query, Vectors};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
 use super::IvfOptions;
+use super::assign::Assigner;
 use super::calibration::calibrate;
 use super::cluster::{assign_bits, members_of};
 use super::format::{Ivf, element_of, layout_of};
 use super::routing::{Ground, Routing};
 use super::train::train;
 use crate::build::{BuildError, Control, Rows};
-use crate::codes::{Code, CodeLayout, Encoder, Spreads};
+use crate::codes::{Code, CodeLayout, Codebook, Encoder, Spreads};
 use crate::payload::{Payload, Resident, Section, Tier};
-use crate::sample::{half_squares, spread_sample};
+use crate::sample::spread_sample;
 use crate::space::{Space, Standing};
 use crate::truth::{Sample, SampleQuery, Truth};
 
@@ -31,18 +34,12 @@ const SAMPLED_ROWS: usize = 96;
 /// How far a sampled row is moved, in lengths of its residual.
 const MOVED: f32 = 0.5;
 
-/// A list of an upper level is searched for a row's list if it is among the nearest, one in this many of them.
-const UPPER_PART: usize = 8;
-
-/// Lists from which on a row's list is looked for through the upper level.
-const TWO_LEVELS_FROM: usize = 2_048;
-
 /// Trains and builds.
 ///
 /// # Errors
 /// [`BuildError`]: the vectors do not go with the metric or the code, they cannot be read, or it was cancelled.
 pub fn build(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Control) -> Result<Payload, BuildError> {
-    options.code.check(rows.element())?;
+    options.check(rows.element())?;
     control.expect(rows.len() as u64);
     let routing = train(rows, metric, options, control)?;
     build_with(rows, &routing, options, control)
@@ -51,7 +48,7 @@ pub fn build(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Co
 /// Builds with a routing that was trained before, maybe on other rows.
 ///
 /// # Errors
-/// As [`build`]; and the routing was trained for other vectors.
+/// As [`build`]; and the routing was trained for other vectors, or without the codebook of the code.
 pub fn build_with(
     rows: &dyn Rows,
     routing: &Routing,
@@ -59,7 +56,7 @@ pub fn build_with(
     control: &Control,
 ) -> Result<Payload, BuildError> {
     control.expect(rows.len() as u64);
-    options.code.check(rows.element())?;
+    options.check(rows.element())?;
     let trained_dim = match &routing.head.ground {
         Ground::Projected(space) => space.dim,
         Ground::Bits { dim, .. } => *dim,
@@ -75,12 +72,14 @@ pub fn build_with(
     if rows.len() > u32::MAX as usize {
         return Err(BuildError::Unsupported("a segment has at most 2^32 - 1 rows; make several".into()));
     }
+    let codebook = codebook_for(routing, options.code)?;
     let assigner = Assigner::new(routing);
     let samples = samples(rows, routing, &assigner, control)?;
     let pass = Pass {
         rows,
         routing,
-        layout: layout_of(&routing.head, options.code),
+        layout: layout_of(&routing.head, options.code, codebook),
+        spill: options.spill,
         assigner,
         truth: truth(routing, &samples),
     };
@@ -88,13 +87,24 @@ pub fn build_with(
         .into_par_iter()
         .map(|index| pass.chunk(index * CHUNK..rows.len().min((index + 1) * CHUNK), &samples, control))
         .collect::<Result<Vec<_>, _>>()?;
-    let (mut ivf, coarse, row_bytes, extra) = lists(rows.len(), routing, options.code, chunks);
+    let (mut ivf, coarse, row_bytes, extra) = lists(&pass, chunks);
     let calibration = {
         let sections: Resident<&[u8]> = Resident(vec![&[], &routing.codes, &coarse, &row_bytes, &extra]);
         calibrate(&ivf, &sections, &samples, control)?
     };
     ivf.calibration = calibration;
     Ok(payload(&ivf, routing.codes.clone(), coarse, row_bytes, extra))
+}
+
+/// The codebook of a routing, if the code needs one.
+fn codebook_for(routing: &Routing, code: Code) -> Result<Option<Arc<Codebook>>, BuildError> {
+    let Code::Pq { bits, dims } = code else { return Ok(None) };
+    match &routing.codebook {
+        Some(codebook) if codebook.code() == code => Ok(Some(codebook.clone())),
+        _ => Err(BuildError::Unsupported(format!(
+            "the routing was trained without a codebook of {bits} bits over {dims} dimensions; train it with this code"
+        ))),
+    }
 }
 
 /// The sections in their order.
@@ -111,90 +121,17 @@ pub(crate) fn payload(ivf: &Ivf, centroids: Vec<u8>, coarse: Vec<u8>, rows: Vec<
     }
 }
 
-/// Finds the list of a row.
-struct Assigner {
-    centroids: Vec<f32>,
-    panels: Panels,
-    bias: Vec<f32>,
-    upper: Option<(Panels, Vec<f32>, Vec<Panels>)>,
-}
-
-impl Assigner {
-    fn new(routing: &Routing) -> Assigner {
-        let head = &routing.head;
-        let (mut centroids, mut upper, mut one) = (vec![], vec![], vec![]);
-        let Ground::Projected(space) = &head.ground else {
-            return Assigner { centroids, panels: Panels::new(1, &[]), bias: vec![], upper: None };
-        };
-        for index in 0..head.lists + head.upper_ends.len() {
-            head.centroid(&routing.codes, index, &mut one);
-            if index < head.lists { centroids.extend_from_slice(&one) } else { upper.extend_from_slice(&one) }
-        }
-        let padded = space.padded();
-        let bias = half_squares(&centroids, padded);
-        if head.lists < TWO_LEVELS_FROM || upper.is_empty() {
-            return Assigner { panels: Panels::new(padded, &centroids), centroids, bias, upper: None };
-        }
-        let starts = std::iter::once(0).chain(head.upper_ends.iter().copied());
-        let below = starts
-            .zip(&head.upper_ends)
-            .map(|(start, end)| Panels::new(padded, &centroids[start as usize * padded..*end as usize * padded]));
-        let upper = Some((Panels::new(padded, &upper), half_squares(&upper, padded), below.collect()));
-        Assigner { centroids, panels: Panels::new(padded, &[]), bias, upper }
-    }
-
-    /// The list of each projected row, and half of (its squared distance minus the row's squared length).
-    fn assign(&self, head: &super::routing::RoutingHead, rows: &[f32], padded: usize, out: &mut Vec<(u32, f32)>) {
-        out.clear();
-        out.resize(rows.len() / padded, (0, f32::INFINITY));
-        let Some((upper, upper_bias, below)) = &self.upper else {
-            return self.panels.nearest(&self.bias, rows, out);
-        };
-        // Rows that look below the same upper centroid are multiplied together.
-        let looks = (below.len() / UPPER_PART).clamp(4.min(below.len()), below.len());
-        let mut products = vec![0.0; out.len() * upper.stride()];
-        upper.products(rows, &mut products);
-        let mut lookers: Vec<Vec<u32>> = vec![vec![]; below.len()];
-        let mut order: Vec<(f32, u32)> = vec![];
-        for (row, products) in (0_u32..).zip(products.chunks_exact(upper.stride())) {
-            order.clear();
-            order.extend(
-                upper_bias.iter().zip(products).zip(0_u32..).map(|((bias, product), index)| (bias - product, index)),
-            );
-            let by = |a: &(f32, u32), b: &(f32, u32)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
-            if looks < order.len() {
-                order.select_nth_unstable_by(looks, by);
-            }
-            order[..looks].iter().for_each(|(_, index)| lookers[*index as usize].push(row));
-        }
-        for (index, lookers) in lookers.iter().enumerate().filter(|(_, lookers)| !lookers.is_empty()) {
-            let start = if index == 0 { 0 } else { head.upper_ends[index - 1] };
-            let bias = &self.bias[start as usize..head.upper_ends[index] as usize];
-            let gathered: Vec<f32> =
-                lookers.iter().flat_map(|row| &rows[*row as usize * padded..][..padded]).copied().collect();
-            let mut nearest = vec![(0, f32::INFINITY); lookers.len()];
-            below[index].nearest(bias, &gathered, &mut nearest);
-            for (row, (list, value)) in lookers.iter().zip(nearest) {
-                let best = &mut out[*row as usize];
-                let list = start + list;
-                if value < best.1 || value == best.1 && list < best.0 {
-                    *best = (list, value);
-                }
-            }
-        }
-    }
-}
-
 /// The pass over the rows.
 struct Pass<'a> {
     rows: &'a dyn Rows,
     routing: &'a Routing,
     layout: CodeLayout,
+    spill: bool,
     assigner: Assigner,
     truth: Option<Truth>,
 }
 
-/// What the pass made of a chunk of rows: for each stored one its row, list and record.
+/// What the pass made of a chunk of rows: for each stored one, in each of its lists, its row, list and record.
 #[derive(Default)]
 struct Chunk {
     rows: Vec<u32>,
@@ -219,7 +156,8 @@ impl Pass<'_> {
         let (mut projected, mut standings, mut assigned) = (vec![], vec![], vec![]);
         space.project(vectors, &mut projected, &mut standings);
         let padded = space.padded();
-        self.assigner.assign(&self.routing.head, &projected, padded, &mut assigned);
+        self.assigner.assign(&projected, &mut assigned);
+        let second = if self.spill { self.assigner.second(&projected, &assigned) } else { vec![] };
         let stored = |index: usize| standings[index] == Standing::Projected && self.rows.has(first + index);
         if let Some(truth) = &self.truth {
             truth.offer(&projected, first, samples, &stored);
@@ -233,16 +171,16 @@ impl Pass<'_> {
             if !stored(index) {
                 continue;
             }
-            let list = assigned[index].0;
-            let centroid = &self.assigner.centroids[list as usize * padded..][..padded];
-            let spreads = match self.layout.code {
-                Code::Raw => {
-                    raw_record(vectors, space.dim, index, &mut record);
-                    [0.0; 2]
-                }
-                _ => self.layout.encode(&mut encoder, vector, centroid, &mut record),
-            };
-            chunk.push(row, list, &record, spreads);
+            for list in std::iter::once(assigned[index].0).chain(second.get(index).copied().flatten()) {
+                let spreads = match self.layout.code {
+                    Code::Raw => {
+                        raw_record(vectors, space.dim, index, &mut record);
+                        [0.0; 2]
+                    }
+                    _ => self.layout.encode(&mut encoder, vector, self.assigner.centroid(list), &mut record),
+                };
+                chunk.push(row, list, &record, spreads);
+            }
         }
     }
 
@@ -319,7 +257,7 @@ fn samples(
     for row in chosen {
         rows.read(row..row + 1, &mut |_, vectors| match &routing.head.ground {
             Ground::Projected(space) => {
-                let Some((vector, moved)) = sample_and_moved(space, routing, assigner, vectors, &mut random) else {
+                let Some((vector, moved)) = sample_and_moved(space, assigner, vectors, &mut random) else {
                     return;
                 };
                 samples.push(Sample::new(SampleQuery::Floats(vector), Some(row as u32)));
@@ -339,7 +277,6 @@ fn samples(
 /// A vector as f32, and moved; `None` if it is not projected.
 fn sample_and_moved(
     space: &Space,
-    routing: &Routing,
     assigner: &Assigner,
     vectors: Vectors<'_>,
     random: &mut ChaCha8Rng,
@@ -349,7 +286,7 @@ fn sample_and_moved(
     if standings.first() != Some(&Standing::Projected) {
         return None;
     }
-    assigner.assign(&routing.head, &projected, space.padded(), &mut assigned);
+    assigner.assign(&projected, &mut assigned);
     let square = kernels::dot_f32(&projected, &projected);
     let residual = (square + 2.0 * assigned.first()?.1).max(0.0).sqrt();
     let vector = space.floats(vectors);
@@ -360,8 +297,8 @@ fn sample_and_moved(
 }
 
 /// The lists from the chunks, which are in the order of their rows.
-fn lists(rows: usize, routing: &Routing, code: Code, chunks: Vec<Chunk>) -> (Ivf, Vec<u8>, Vec<u8>, Vec<u8>) {
-    let layout = layout_of(&routing.head, code);
+fn lists(pass: &Pass<'_>, chunks: Vec<Chunk>) -> (Ivf, Vec<u8>, Vec<u8>, Vec<u8>) {
+    let (layout, head) = (&pass.layout, &pass.routing.head);
     let record_bytes = layout.record_bytes();
     let mut all = Chunk::default();
     for chunk in chunks {
@@ -371,7 +308,7 @@ fn lists(rows: usize, routing: &Routing, code: Code, chunks: Vec<Chunk>) -> (Ivf
         all.spreads.extend(chunk.spreads);
         all.outliers.extend(chunk.outliers);
     }
-    let members = members_of(&all.lists, routing.head.lists);
+    let members = members_of(&all.lists, head.lists);
     let (mut coarse, mut row_bytes, mut extra, mut spreads) = (vec![], vec![], vec![], vec![]);
     for members in &members {
         let records = members.iter().map(|at| &all.records[*at as usize * record_bytes..][..record_bytes]);
@@ -384,6 +321,7 @@ fn lists(rows: usize, routing: &Routing, code: Code, chunks: Vec<Chunk>) -> (Ivf
         spreads.push(members.iter().fold([0.0; 2], widest));
     }
     let list_rows: Vec<u32> = members.iter().map(|members| members.len() as u32).collect();
-    let ivf = Ivf::new(routing.head.clone(), code, rows, &list_rows, spreads, all.outliers);
+    let kind = (layout.clone(), pass.spill);
+    let ivf = Ivf::new(head.clone(), kind, pass.rows.len(), &list_rows, spreads, all.outliers);
     (ivf, coarse, row_bytes, extra)
 }

@@ -84,6 +84,19 @@ pub(crate) fn cluster(
     Ok(under(lists, dim, shape, upper.centroids, ends))
 }
 
+/// The means of at most `count` clusters of `rows` (row-major, `dim` elements each), one level alone.
+pub(super) fn means(
+    rows: &[f32],
+    dim: usize,
+    count: usize,
+    seed: u64,
+    rounds: usize,
+    control: &Control,
+) -> Result<Vec<f32>, BuildError> {
+    let all: Vec<u32> = (0..(rows.len() / dim) as u32).collect();
+    Ok(Level { rows, dim, shape: Shape::Plain }.means(&all, count, seed, rounds, control)?.centroids)
+}
+
 /// Orders lists by the upper centroid that is nearest now, and moves those to the means of what is below them.
 fn under(lists: Vec<f32>, dim: usize, shape: Shape<'_>, upper: Vec<f32>, ends: Vec<u32>) -> Clusters {
     let panels = Panels::new(dim, &upper);

@@ -19,7 +19,7 @@ pub struct Part<'a> {
 /// Why segments were not merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MergeError {
-    /// They do not have the same routing and code: which part differs from the first. They can only be built anew.
+    /// They do not have the same routing, code and number of lists per row: which part differs from the first. They can only be built anew.
     Different(usize),
     /// The rows of a part, by its place, are not as many as it has, or lie beyond the end of the merged segment.
     Rows(usize),
@@ -37,7 +37,7 @@ impl fmt::Display for MergeError {
             Self::Different(part) => {
                 write!(
                     f,
-                    "segment {part} was built with another routing or code than segment 0; build the segment anew"
+                    "segment {part} was built with another routing or code, or with other second lists, than segment 0; build the segment anew"
                 )
             }
             Self::Rows(part) => {
@@ -71,6 +71,8 @@ pub fn merge(parts: &[Part<'_>], rows: usize, control: &Control) -> Result<Paylo
     for (at, (part, ivf)) in parts.iter().zip(&opened).enumerate() {
         let same = ivf.routing == opened[0].routing
             && ivf.layout.code == opened[0].layout.code
+            && ivf.layout.codebook == opened[0].layout.codebook
+            && ivf.spill == opened[0].spill
             && part.sections.whole(CENTROIDS) == Some(centroids);
         if !same {
             return Err(MergeError::Different(at));
@@ -95,7 +97,7 @@ fn join(
     centroids: &[u8],
     control: &Control,
 ) -> Result<Payload, MergeError> {
-    let layout = opened[0].layout;
+    let layout = &opened[0].layout;
     control.expect(opened[0].lists() as u64);
     let (mut coarse, mut row_bytes, mut extra) = (vec![], vec![], vec![]);
     let (mut list_rows, mut spreads) = (vec![], vec![]);
@@ -124,7 +126,8 @@ fn join(
         .flat_map(|(part, ivf)| ivf.outliers.iter().filter_map(|row| part.rows.get(*row as usize).copied().flatten()));
     let mut outliers: Vec<u32> = outliers.collect();
     outliers.sort_unstable();
-    let mut ivf = Ivf::new(opened[0].routing.clone(), layout.code, rows, &list_rows, spreads, outliers);
+    let mut ivf =
+        Ivf::new(opened[0].routing.clone(), (layout.clone(), opened[0].spill), rows, &list_rows, spreads, outliers);
     ivf.calibration =
         opened[1..].iter().fold(opened[0].calibration.clone(), |worst, part| worst.worse(&part.calibration));
     Ok(payload(&ivf, centroids.to_vec(), coarse, row_bytes, extra))

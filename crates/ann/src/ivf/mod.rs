@@ -3,9 +3,11 @@
 //! Trained once ([`train`]) and built ([`build_with`]) for each segment, so that segments are merged without encoding ([`merge`]).
 //! It takes the least memory per row, is built fastest, bears filters of any selectivity, and reads little of a remote file.
 
+mod assign;
 mod build;
 mod calibration;
 mod cluster;
+mod codebook;
 mod format;
 mod merge;
 mod routing;
@@ -17,6 +19,9 @@ pub use merge::{MergeError, Part, merge};
 pub use routing::Routing;
 pub use train::train;
 
+use kernels::ElementType;
+
+use crate::build::BuildError;
 pub use crate::codes::Code;
 use crate::head::damaged;
 use crate::index::Index;
@@ -24,6 +29,9 @@ use crate::payload::{FormatError, Sections};
 
 /// Lists at most.
 pub(crate) const LISTS_MAX: usize = 1 << 20;
+
+/// Similarity from which on neighbors count: as published for unit vectors.
+const SCORE_THRESHOLD: f32 = 0.2;
 
 /// How an index of lists is built.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,13 +41,42 @@ pub struct IvfOptions {
     pub lists: Option<usize>,
     /// How the vectors are stored.
     pub code: Code,
+    /// Whether each row stands in a second list, chosen so that a query misses both rarely (SOAR): twice the bytes of codes, and fewer
+    /// lists to read for the same recall.
+    pub spill: bool,
+    /// For product codes under cosine and inner product: the similarity of neighbors, as a cosine (0 to 1, exclusively), from which on
+    /// errors of the codes count. With 0 all errors count alike, as they do under L2. Read by the training alone.
+    pub score_threshold: f32,
     /// Bytes that training may take beside the index itself, which is in memory while it is built.
     pub memory_bytes: usize,
 }
 
 impl Default for IvfOptions {
     fn default() -> Self {
-        IvfOptions { lists: None, code: Code::Rabitq { bits: 5 }, memory_bytes: 1 << 30 }
+        IvfOptions {
+            lists: None,
+            code: Code::Rabitq { bits: 5 },
+            spill: false,
+            score_threshold: SCORE_THRESHOLD,
+            memory_bytes: 1 << 30,
+        }
+    }
+}
+
+impl IvfOptions {
+    /// Whether they go together, and with vectors of such elements.
+    fn check(&self, element: ElementType) -> Result<(), BuildError> {
+        self.code.check(element)?;
+        if self.spill && element == ElementType::Bits {
+            return Err(BuildError::Unsupported("bit vectors stand in one list each; leave spill off".into()));
+        }
+        if !(0.0..1.0).contains(&self.score_threshold) {
+            let threshold = self.score_threshold;
+            return Err(BuildError::Unsupported(format!(
+                "the score threshold is a cosine from 0 to below 1, not {threshold}"
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -1,8 +1,12 @@
 //! Which lists are near a query? Centroids in two levels, as bytes.
 
+use std::sync::Arc;
+
 use kernels::{ByteQuery, DistanceError, Metric, Query, Vectors, byte_products};
 
-use crate::head::{HeadReader, HeadWriter, damaged};
+use super::format::{ROUTING_MAGIC, VERSION, element_of, read_codebook, version_of};
+use crate::codes::{Code, Codebook};
+use crate::head::{HeadReader, HeadWriter, check_version, damaged};
 use crate::payload::FormatError;
 use crate::space::{Geometry, Space, read_shape, write_shape};
 
@@ -35,12 +39,13 @@ pub(crate) struct RoutingHead {
     squares: Vec<f32>,
 }
 
-/// A trained division of a column into lists: centroids, rotation, origin. Segments built with the same one are merged without
-/// encoding anything anew.
+/// A trained division of a column into lists: centroids, rotation, origin, and the codebook if product codes were asked for. Segments
+/// built with the same one are merged without encoding anything anew.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Routing {
     pub(crate) head: RoutingHead,
     pub(crate) codes: Vec<u8>,
+    pub(crate) codebook: Option<Arc<Codebook>>,
 }
 
 /// A centroid's elements as bytes: `value = scale · (byte - 128)`.
@@ -63,7 +68,7 @@ impl Routing {
         }
         let head =
             RoutingHead { ground: Ground::Projected(space), lists: lists.len() / padded, upper_ends, scales, squares };
-        Routing { head, codes }
+        Routing { head, codes, codebook: None }
     }
 
     /// From centroids of bits.
@@ -71,7 +76,7 @@ impl Routing {
         let lists = codes.len() / (dim / 8);
         let ground = Ground::Bits { metric, dim };
         let head = RoutingHead { ground, lists, upper_ends: vec![], scales: vec![], squares: vec![] };
-        Routing { head, codes }
+        Routing { head, codes, codebook: None }
     }
 
     /// From what a segment keeps of it.
@@ -90,10 +95,14 @@ impl Routing {
     /// As bytes, for [`Routing::from_bytes`].
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut head = HeadWriter::default();
-        head.bytes(super::format::ROUTING_MAGIC);
-        head.u32(super::format::VERSION);
+        head.bytes(ROUTING_MAGIC);
+        head.u32(version_of(self.codebook.is_some()));
         self.head.write(&mut head);
         head.bytes(&self.codes);
+        if let Some(codebook) = &self.codebook {
+            codebook.code().write(&mut head);
+            codebook.write(&mut head);
+        }
         head.0
     }
 
@@ -103,11 +112,16 @@ impl Routing {
     /// The bytes are no routing, or one of a later version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Routing, FormatError> {
         let mut reader = HeadReader(bytes);
-        crate::head::check_version(&mut reader, *super::format::ROUTING_MAGIC, super::format::VERSION)?;
+        let version = check_version(&mut reader, *ROUTING_MAGIC, VERSION)?;
         let head = RoutingHead::read(&mut reader)?;
         let codes = reader.bytes(head.code_bytes())?.to_vec();
+        let mut codebook = None;
+        if version > 1 {
+            let code = Code::read(&mut reader, element_of(&head))?;
+            codebook = read_codebook(&mut reader, code, &head)?;
+        }
         reader.end()?;
-        Ok(Routing { head, codes })
+        Ok(Routing { head, codes, codebook })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Searches over lists: a query's route, the lists that it reads, the bytes that it lacks.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use kernels::{BLOCK_ROWS, ByteQuery, ElementType, Metric, Vectors, prefetch};
@@ -51,7 +52,10 @@ impl Index for Ivf {
     fn estimate(&self, request: &Request<'_>) -> Work {
         let (probes, rerank) = self.probes_and_rerank(request.effort, request.k);
         let stored = self.stored().max(1);
-        let part = request.matching.map_or(1.0, |set| set.len() as f64 / stored as f64).clamp(1.0 / stored as f64, 1.0);
+        let part = request
+            .matching
+            .map_or(1.0, |set| (self.copies() * set.len()) as f64 / stored as f64)
+            .clamp(1.0 / stored as f64, 1.0);
         let lists = (probes as f64 * part.powf(-f64::from(self.calibration.growth))).min(self.lists() as f64);
         let share = lists / self.lists() as f64;
         let coarse = self.coarse_starts.last().copied().unwrap_or(0);
@@ -136,7 +140,7 @@ struct Course<'a> {
     /// Lists that were passed.
     is_passed: Vec<bool>,
     passed: Passed,
-    /// Matching rows that there are at most.
+    /// Matching rows that there are at most, those in two lists twice.
     most: usize,
 }
 
@@ -205,15 +209,15 @@ impl Ivf {
                 let bytes = ByteQuery::new(&projected);
                 let square = kernels::dot_f32(&projected, &projected);
                 let codes = if self.layout.code == Code::Raw {
-                    QueryCodes::raw(self.layout, space.metric, space.element, space.dim, request.query)
+                    QueryCodes::raw(self.layout.clone(), space.metric, space.element, space.dim, request.query)
                 } else {
-                    Ok(QueryCodes::projected(self.layout, &projected, bytes.clone()))
+                    Ok(QueryCodes::projected(self.layout.clone(), &projected, bytes.clone()))
                 };
                 let Ok(codes) = codes else { return Ok(Begun::Step(Step::Found(Found::default()))) };
                 self.plan(codes, Routed::Projected { bytes, square }, request, sections)
             }
             Ground::Bits { metric, dim } => {
-                let codes = QueryCodes::raw(self.layout, *metric, ElementType::Bits, *dim, request.query);
+                let codes = QueryCodes::raw(self.layout.clone(), *metric, ElementType::Bits, *dim, request.query);
                 let Ok(codes) = codes else { return Ok(Begun::Step(Step::Found(Found::default()))) };
                 self.plan(codes, Routed::Bits(request.query), request, sections)
             }
@@ -244,19 +248,22 @@ impl Ivf {
             return Ok(Begun::Step(Step::Wants(vec![(CENTROIDS, 0..sections.len(CENTROIDS))])));
         };
         let (probes, rerank) = self.probes_and_rerank(request.effort, request.k);
+        // A row that stands in two lists is seen twice: among so many of what is seen are `k` different rows.
+        let seen = self.copies().saturating_mul(request.k);
         let course = Course {
             route: self.route(centroids, &routed, Some(probes))?,
             routed,
             place: 0,
             is_passed: vec![false; self.lists()],
             passed: Passed::default(),
-            most: request.matching.map_or(usize::MAX, RowSet::len).min(self.stored()),
+            most: request.matching.map_or(usize::MAX, |set| self.copies() * set.len()).min(self.stored()),
         };
+        // What matches may be farther than what efforts were measured with, and codes tell far rows apart less well.
+        let rerank = if request.matching.is_some() { 2 * rerank } else { rerank };
         let mut walk = Box::new(Walk {
             codes,
-            nearest: Nearest::new(request.k),
-            // What matches may be farther than what efforts were measured with, and codes tell far rows apart less well.
-            rerank: if request.matching.is_some() { 2 * rerank } else { rerank },
+            nearest: Nearest::new(seen, self.copies().saturating_mul(rerank)),
+            rerank,
             matching: request.matching,
             course,
             plan: vec![],
@@ -265,7 +272,7 @@ impl Ivf {
             work: Work { bytes: centroids.len() as u64, ..Work::default() },
         });
         while walk.course.passed.matching < walk.course.most
-            && !walk.course.passed.suffice(probes, request.k, self.calibration.growth)
+            && !walk.course.passed.suffice(probes, seen, self.calibration.growth)
             && walk.wants.len() <= probes
             && self.pass(&mut walk, centroids, sections)?.is_some()
         {}
@@ -425,13 +432,16 @@ impl Ivf {
     /// The candidates, or what is missing for them.
     fn finish(&self, walk: Walk<'_>, sections: &dyn Sections) -> Result<Step, FormatError> {
         let Walk { nearest, rerank, matching, mut wants, mut work, .. } = walk;
-        let mut candidates = vec![];
-        for hit in nearest.into_hits(rerank) {
+        let (mut candidates, mut seen) = (vec![], BTreeSet::new());
+        for hit in nearest.into_hits() {
             match self.row_of(&hit, sections)? {
+                // The nearer of a row's two estimates.
+                Ok(row) if self.spill && !seen.insert(row) => {}
                 Ok(row) => candidates.push(self.candidate(row, &hit)),
                 Err(want) => wants.add(ROWS, want),
             }
         }
+        candidates.truncate(rerank);
         if let Some(wants) = wants.merged() {
             return Ok(Step::Wants(wants));
         }
@@ -462,8 +472,8 @@ impl Ivf {
 
     fn candidate(&self, row: u32, hit: &Hit) -> Candidate {
         let distance = |ranked: f32| match (&self.routing.ground, self.layout.code) {
-            (Ground::Projected(space), Code::Scalar8 | Code::Scalar4 | Code::Rabitq { .. }) => space.distance(ranked),
-            _ => ranked,
+            (Ground::Bits { .. }, _) | (_, Code::Raw) => ranked,
+            (Ground::Projected(space), _) => space.distance(ranked),
         };
         Candidate { row, estimate: distance(hit.estimate), bound: distance(hit.bound) }
     }

@@ -8,13 +8,16 @@ use crate::index::{Effort, Request, Step};
 use crate::payload::{Payload, Resident, Sections};
 use crate::testing::*;
 
-const CODES: [Code; 6] = [
+const CODES: [Code; 9] = [
     Code::Raw,
     Code::Scalar8,
     Code::Scalar4,
     Code::Rabitq { bits: 1 },
     Code::Rabitq { bits: 5 },
     Code::Rabitq { bits: 9 },
+    Code::pq(4),
+    Code::Pq { bits: 4, dims: 1 },
+    Code::pq(8),
 ];
 
 const FLOAT_METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
@@ -22,6 +25,13 @@ const FLOAT_METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerPro
 fn built(stored: &Stored, dim: usize, metric: Metric, code: Code) -> (Box<dyn Index>, Resident<Vec<u8>>) {
     let rows = InMemory::new(stored.vectors(), dim);
     let options = IvfOptions { lists: Some(24), code, ..IvfOptions::default() };
+    opened(build(&rows, metric, &options, &Control::new(3)).unwrap())
+}
+
+/// As [`built`], each row in two lists.
+fn spilled(stored: &Stored, dim: usize, metric: Metric, code: Code) -> (Box<dyn Index>, Resident<Vec<u8>>) {
+    let rows = InMemory::new(stored.vectors(), dim);
+    let options = IvfOptions { lists: Some(24), code, spill: true, ..IvfOptions::default() };
     opened(build(&rows, metric, &options, &Control::new(3)).unwrap())
 }
 
@@ -97,8 +107,16 @@ fn distances_are_above_their_bounds_as_often_as_stated() {
 fn filters_of_any_selectivity_leave_k_rows() {
     let dim = 64;
     let (base, queries) = (clustered(ElementType::F32, 4_000, dim, 5), clustered(ElementType::F32, 10, dim, 5));
-    for code in [Code::Raw, Code::Rabitq { bits: 5 }, Code::Scalar4] {
-        let (index, sections) = built(&base, dim, Metric::L2, code);
+    for (code, build) in [
+        (Code::Raw, built as fn(&Stored, usize, Metric, Code) -> _),
+        (Code::Rabitq { bits: 5 }, built),
+        (Code::Scalar4, built),
+        (Code::pq(4), built),
+        (Code::pq(8), spilled),
+        (Code::pq(4), spilled),
+        (Code::Raw, spilled),
+    ] {
+        let (index, sections) = build(&base, dim, Metric::L2, code);
         let effort = index.effort(0.95, 10);
         for modulus in [2, 10, 100, 1_000, 3_999] {
             let keep = |row: u32| row % modulus == 1;
@@ -133,16 +151,22 @@ fn a_filter_that_keeps_the_far_rows_only_finds_them() {
 fn the_bytes_do_not_depend_on_the_number_of_threads() {
     let base = clustered(ElementType::F32, 3_000, 48, 7);
     let rows = InMemory::new(base.vectors(), 48);
-    let options = IvfOptions { lists: Some(30), ..IvfOptions::default() };
-    let build_on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let payload = pool.install(|| build(&rows, Metric::Cosine, &options, &Control::new(11))).unwrap();
-        resident(payload).0
-    };
-    let one = build_on(1);
-    assert_eq!(one, build_on(3));
-    let other = resident(build(&rows, Metric::Cosine, &options, &Control::new(12)).unwrap()).0;
-    assert_ne!(one, other);
+    for (metric, code, spill) in [
+        (Metric::Cosine, Code::Rabitq { bits: 5 }, false),
+        (Metric::Cosine, Code::pq(4), true),
+        (Metric::InnerProduct, Code::pq(8), false),
+    ] {
+        let options = IvfOptions { lists: Some(30), code, spill, ..IvfOptions::default() };
+        let build_on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let payload = pool.install(|| build(&rows, metric, &options, &Control::new(11))).unwrap();
+            resident(payload).0
+        };
+        let one = build_on(1);
+        assert!(one == build_on(3), "{code:?}");
+        let other = resident(build(&rows, metric, &options, &Control::new(12)).unwrap()).0;
+        assert!(one != other, "{code:?}");
+    }
 }
 
 #[test]
@@ -164,8 +188,14 @@ fn rows_without_a_vector_are_never_candidates_and_hard_ones_are_passed_over() {
     values[2 * dim..3 * dim].fill(1e30);
     let rows = Holey { all: InMemory::new(Vectors::F32(&values), dim), has: |row| row % 7 != 3 };
     for metric in FLOAT_METRICS {
-        for code in [Code::Raw, Code::Scalar8, Code::Rabitq { bits: 4 }] {
-            let options = IvfOptions { lists: Some(5), code, ..IvfOptions::default() };
+        for (code, spill) in [
+            (Code::Raw, false),
+            (Code::Scalar8, false),
+            (Code::Rabitq { bits: 4 }, false),
+            (Code::pq(4), false),
+            (Code::pq(8), true),
+        ] {
+            let options = IvfOptions { lists: Some(5), code, spill, ..IvfOptions::default() };
             let (index, sections) = opened(build(&rows, metric, &options, &Control::new(1)).unwrap());
             let request =
                 Request { query: Vectors::F32(&values[40 * dim..41 * dim]), k: 700, matching: None, effort: ALL };
@@ -213,8 +243,17 @@ fn merged_segments_are_what_one_build_would_have_made() {
     let dim = 40;
     let base = clustered(ElementType::F32, 1_300, dim, 10);
     let whole = InMemory::new(base.vectors(), dim);
-    for code in [Code::Raw, Code::Scalar4, Code::Rabitq { bits: 1 }, Code::Rabitq { bits: 5 }] {
-        let options = IvfOptions { lists: Some(13), code, ..IvfOptions::default() };
+    for (code, spill) in [
+        (Code::Raw, false),
+        (Code::Raw, true),
+        (Code::Scalar4, false),
+        (Code::Rabitq { bits: 1 }, false),
+        (Code::Rabitq { bits: 5 }, true),
+        (Code::pq(4), false),
+        (Code::pq(4), true),
+        (Code::pq(8), false),
+    ] {
+        let options = IvfOptions { lists: Some(13), code, spill, ..IvfOptions::default() };
         let control = Control::new(5);
         let routing = train(&whole, Metric::L2, &options, &control).unwrap();
         let routing = Routing::from_bytes(&routing.to_bytes()).unwrap();
@@ -253,6 +292,9 @@ fn segments_that_do_not_fit_are_not_merged() {
     let control = Control::new(0);
     assert_eq!(merge(&[part(&one), part(&other)], 300, &control).unwrap_err(), MergeError::Different(1));
     assert_eq!(merge(&[part(&one)], 200, &control).unwrap_err(), MergeError::Rows(0));
+    let options = IvfOptions { spill: true, ..IvfOptions::default() };
+    let spilled = resident(build(&rows, Metric::L2, &options, &Control::new(1)).unwrap());
+    assert_eq!(merge(&[part(&one), part(&spilled)], 300, &control).unwrap_err(), MergeError::Different(1));
     let short = Part { sections: &one, rows: &map[1..] };
     assert_eq!(merge(&[short], 300, &control).unwrap_err(), MergeError::Rows(0));
 }
@@ -322,8 +364,12 @@ fn two_levels_find_about_what_one_does() {
 fn damaged_bytes_are_an_error_or_a_wrong_answer_but_never_a_panic() {
     let dim = 24;
     let (base, queries) = (clustered(ElementType::F32, 400, dim, 15), clustered(ElementType::F32, 2, 4 * dim, 15));
-    for code in [Code::Raw, Code::Scalar8, Code::Rabitq { bits: 3 }] {
+    for code in [Code::Raw, Code::Scalar8, Code::Rabitq { bits: 3 }, Code::pq(4)] {
         let (_, sections) = built(&base, dim, Metric::L2, code);
+        survive_damage(&sections, queries.vectors(), open);
+    }
+    for code in [Code::pq(4), Code::pq(8)] {
+        let (_, sections) = spilled(&base, dim, Metric::InnerProduct, code);
         survive_damage(&sections, queries.vectors(), open);
     }
     let bits = clustered(ElementType::Bits, 400, 64, 15);
@@ -345,7 +391,91 @@ fn what_does_not_go_together_is_refused() {
         (&bits, Metric::Hamming, code(Code::Scalar8)),
         (&rows, Metric::L2, code(Code::Rabitq { bits: 0 })),
         (&rows, Metric::L2, code(Code::Rabitq { bits: 10 })),
+        (&bits, Metric::Hamming, code(Code::pq(4))),
+        (&bits, Metric::Hamming, IvfOptions { spill: true, ..code(Code::Raw) }),
+        (&rows, Metric::L2, code(Code::pq(6))),
+        (&rows, Metric::L2, code(Code::Pq { bits: 4, dims: 8 })),
+        (&rows, Metric::L2, IvfOptions { score_threshold: 1.0, ..code(Code::pq(4)) }),
+        (&rows, Metric::L2, IvfOptions { score_threshold: f32::NAN, ..code(Code::pq(4)) }),
     ] {
         assert!(matches!(build(rows, metric, &options, &control), Err(BuildError::Unsupported(_))), "{metric:?}");
     }
+}
+
+#[test]
+fn a_routing_serves_product_codes_only_with_their_codebook() {
+    let base = clustered(ElementType::F32, 500, 32, 17);
+    let (rows, control) = (InMemory::new(base.vectors(), 32), Control::new(1));
+    let options = |code| IvfOptions { lists: Some(6), code, ..IvfOptions::default() };
+    let routing = train(&rows, Metric::Cosine, &options(Code::pq(4)), &control).unwrap();
+    assert_eq!(Routing::from_bytes(&routing.to_bytes()).unwrap(), routing);
+    for code in [Code::pq(8), Code::Pq { bits: 4, dims: 4 }] {
+        let refused = build_with(&rows, &routing, &options(code), &control);
+        assert!(matches!(refused, Err(BuildError::Unsupported(_))), "{code:?}");
+    }
+    // Other codes need none, and say nothing of it.
+    let (index, sections) = opened(build_with(&rows, &routing, &options(Code::Scalar8), &control).unwrap());
+    let queries = base.vectors().rows(32, 0, 10).unwrap();
+    assert!(recall(&*index, &sections, base.vectors(), queries, (10, ALL), None) > 0.95);
+    let without = train(&rows, Metric::Cosine, &options(Code::Raw), &control).unwrap();
+    assert!(build_with(&rows, &without, &options(Code::pq(4)), &control).is_err());
+}
+
+#[test]
+fn what_version_1_can_say_is_written_as_version_1() {
+    let base = clustered(ElementType::F32, 300, 16, 18);
+    let version = |code, spill| {
+        let options = IvfOptions { lists: Some(4), code, spill, ..IvfOptions::default() };
+        let rows = InMemory::new(base.vectors(), 16);
+        let payload = build(&rows, Metric::L2, &options, &Control::new(1)).unwrap();
+        payload.sections[0].bytes[4]
+    };
+    for (code, spill, expected) in [
+        (Code::Rabitq { bits: 5 }, false, 1),
+        (Code::Raw, false, 1),
+        (Code::Rabitq { bits: 5 }, true, 2),
+        (Code::pq(4), false, 2),
+    ] {
+        assert_eq!(version(code, spill), expected, "{code:?} {spill}");
+    }
+}
+
+#[test]
+fn rows_in_two_lists_are_found_with_fewer_lists_and_once() {
+    let dim = 48;
+    let base = clustered(ElementType::F32, 3_000, dim, 19);
+    let queries = clustered(ElementType::F32, 40, dim, 20);
+    for (metric, code) in [(Metric::L2, Code::Raw), (Metric::Cosine, Code::pq(4)), (Metric::InnerProduct, Code::pq(8))]
+    {
+        let ((one, one_sections), (two, two_sections)) =
+            (built(&base, dim, metric, code), spilled(&base, dim, metric, code));
+        assert_eq!(two_sections.len(3), 2 * one_sections.len(3), "each row twice");
+        let effort = Effort::Ivf { probes: 2, rerank: 40 };
+        let found_in_one = recall(&*one, &one_sections, base.vectors(), queries.vectors(), (10, effort), None);
+        let found_in_two = recall(&*two, &two_sections, base.vectors(), queries.vectors(), (10, effort), None);
+        assert!(found_in_two > found_in_one, "{metric:?} {code:?}: {found_in_two} after {found_in_one}");
+        // All rows, each once, though they are seen twice.
+        let query = queries.vectors().rows(dim, 0, 1).unwrap();
+        let request = Request { query, k: 3_000, matching: None, effort: ALL };
+        let Ok(Step::Found(found)) = two.search(&request, &two_sections) else { panic!() };
+        let mut rows: Vec<u32> = found.candidates.iter().map(|candidate| candidate.row).collect();
+        rows.sort_unstable();
+        assert_eq!(rows, (0..3_000).collect::<Vec<_>>());
+        assert_eq!(found.work.codes, 6_000, "codes are counted as they are compared");
+        assert_eq!(two.estimate(&request).codes, 6_000);
+    }
+}
+
+#[test]
+fn two_levels_spill_as_well() {
+    let dim = 16;
+    let base = clustered(ElementType::F32, 9_000, dim, 14);
+    let rows = InMemory::new(base.vectors(), dim);
+    let options = IvfOptions { lists: Some(2_100), code: Code::pq(4), spill: true, ..IvfOptions::default() };
+    let (index, sections) = opened(build(&rows, Metric::L2, &options, &Control::new(1)).unwrap());
+    let queries = base.vectors().rows(dim, 50, 40).unwrap();
+    let effort = Effort::Ivf { probes: 48, rerank: 60 };
+    let found = recall(&*index, &sections, base.vectors(), queries, (10, effort), None);
+    assert!(found > 0.9, "{found}");
+    assert_eq!(sections.len(3), 2 * 4 * rows.len());
 }

@@ -1,15 +1,18 @@
 //! Training: a sample of the rows, the space that fits it, and the centroids of its clusters.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kernels::{Metric, Vectors};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::assign::Assigner;
 use super::cluster::{Shape, cluster, cluster_bits};
+use super::codebook::{lean_of, train_codebook};
 use super::routing::Routing;
-use super::{IvfOptions, LISTS_MAX};
+use super::{Code, IvfOptions, LISTS_MAX};
 use crate::build::{BuildError, Control, Rows};
 use crate::space::{Moments, Space, Standing};
 
@@ -28,15 +31,16 @@ const SAMPLE_MIN: usize = 4_096;
 /// Rows of a sample that are read together.
 const RUN: usize = 8;
 
-/// Learns how to divide vectors like `rows` into lists.
+/// Learns how to divide vectors like `rows` into lists, and for product codes their codebook.
 ///
 /// Reads a sample, of at most half of the memory budget; costs `sample · lists · d` multiply-adds for a few rounds.
 ///
 /// # Errors
-/// [`BuildError`]: the metric does not go with the vectors, the rows cannot be read, or it was cancelled.
+/// [`BuildError`]: the metric or the options do not go with the vectors, the rows cannot be read, or it was cancelled.
 pub fn train(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Control) -> Result<Routing, BuildError> {
     let (dim, element) = (rows.dim(), rows.element());
     Space::check(metric, element, dim)?;
+    options.check(element)?;
     let lists = options.lists.unwrap_or(rows.len() / rows_per_list(dim)).clamp(1, LISTS_MAX).min(rows.len().max(1));
     let bytes_per_row = 2 * dim.next_multiple_of(16) * size_of::<f32>();
     let affordable = (options.memory_bytes / 2 / bytes_per_row.max(1)).max(lists);
@@ -72,7 +76,15 @@ pub fn train(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Co
     let middle = space.projected_zero();
     let shape = if metric == Metric::Cosine { Shape::Sphere(&middle) } else { Shape::Plain };
     let clusters = cluster(&sample, space.padded(), lists, shape, control.seed, control)?;
-    Ok(Routing::projected(space, &clusters.lists, &clusters.upper, clusters.upper_ends))
+    let padded = space.padded();
+    let mut routing = Routing::projected(space, &clusters.lists, &clusters.upper, clusters.upper_ends);
+    if let Code::Pq { bits, dims: code_dims } = options.code {
+        let lean = if metric == Metric::L2 { 0.0 } else { lean_of(options.score_threshold, dim) };
+        let code = ((bits, code_dims), lean);
+        let codebook = train_codebook((&sample, padded), &Assigner::new(&routing), metric, code, control)?;
+        routing.codebook = Some(Arc::new(codebook));
+    }
+    Ok(routing)
 }
 
 /// Rows of a list: smaller lists are nearer to a query on the whole, and cost more bytes per row. A centroid takes a byte per element and

@@ -77,6 +77,7 @@ pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound:
     let (step, base) = (_mm512_set1_ps(bound.step), _mm512_set1_ps(bound.base));
     let error = _mm512_set1_ps(bound.error);
     let (query_add, threshold) = (_mm512_set1_ps(bound.query_add), _mm512_set1_ps(bound.threshold));
+    let estimate_max = _mm512_set1_ps(bound.estimate_max);
     let within = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (index, (block, mask)) in (0_u32..).zip(blocks.chunks_exact(bytes.max(1)).zip(masks)) {
         if *mask == 0 {
@@ -101,11 +102,13 @@ pub(crate) unsafe fn scan_avx512(blocks: &[u8], masks: &[u32], lut: &Lut, bound:
             let product = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums), base);
             let add = _mm512_add_ps(add, query_add);
             let low = _mm512_fmadd_ps(rescale, _mm512_add_ps(product, error), add);
-            let kept = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(low, threshold) & (mask >> (16 * half)) as u16;
+            let estimate = _mm512_fmadd_ps(rescale, product, add);
+            let near = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(low, threshold);
+            let kept =
+                _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(near, estimate, estimate_max) & (mask >> (16 * half)) as u16;
             if kept != 0 {
                 let first = (index as usize * BLOCK_ROWS + 16 * half) as i32;
                 let rows = _mm512_add_epi32(within, _mm512_set1_epi32(first));
-                let estimate = _mm512_fmadd_ps(rescale, product, add);
                 // SAFETY: room for every row of every block and one register more was reserved above.
                 unsafe { append(kept, rows, sums, [low, estimate], out) };
             }
