@@ -501,7 +501,13 @@ impl Session {
                     table.schema
                 )));
             }
-            let known = self.engine().database().indexes(&entry).await?;
+            let known = self.engine().database().indexes(&entry).await.map_err(|error| {
+                let is_damaged = matches!(error, StorageError::Corrupt(_));
+                let hint =
+                    is_damaged.then(|| format!("REINDEX TABLE {table} goes on from the last list that can be read"));
+                let error = Error::from(error);
+                Error { hint: hint.or_else(|| error.hint.clone()), ..error }
+            })?;
             found.extend(known.index(&name).map(|index| (table, entry, index.clone())));
         }
         match (found.pop(), found.pop()) {

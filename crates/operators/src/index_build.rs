@@ -62,14 +62,8 @@ impl SegmentBuild {
         });
         let per_row = match self.spec.family {
             Family::Auto | Family::Graph { .. } => dim + 1_024,
-            Family::Flat { code } | Family::Ivf { code, .. } => {
-                64 + 2 * match code {
-                    ListCode::Raw => raw,
-                    ListCode::Scalar8 => dim,
-                    ListCode::Scalar4 => dim / 2,
-                    ListCode::Rabitq(bits) => dim * usize::from(bits) / 8 + 16,
-                }
-            }
+            Family::Flat { code } => 64 + 2 * code_bytes(code, dim, raw),
+            Family::Ivf { code, spill, .. } => (64 + 2 * code_bytes(code, dim, raw)) * (1 + usize::from(spill)),
         };
         let chunks = self.units.iter().flat_map(|unit| &unit.chunks).map(|chunk| chunk.rows).max().unwrap_or(0);
         let chunk = usize::try_from(chunks).unwrap_or(usize::MAX).saturating_mul(raw);
@@ -101,6 +95,17 @@ impl SegmentBuild {
     }
 }
 
+/// Bytes of the code of a vector.
+fn code_bytes(code: ListCode, dim: usize, raw: usize) -> usize {
+    match code {
+        ListCode::Raw => raw,
+        ListCode::Scalar8 => dim,
+        ListCode::Scalar4 => dim / 2,
+        ListCode::Rabitq(bits) => dim * usize::from(bits) / 8 + 16,
+        ListCode::Product { bits, dims } => dim * usize::from(bits) / (8 * usize::from(dims.max(1))) + 8,
+    }
+}
+
 pub(crate) fn stored(section: ann::Section) -> Section {
     let tier = match section.tier {
         ann::Tier::Pinned => Tier::Pinned,
@@ -120,17 +125,19 @@ fn build(
         Family::Auto if rows.rows <= AUTO_GRAPH_ROWS_MAX => {
             Family::Graph { degree: None, ef_construction: None, bits: None }
         }
-        Family::Auto if rows.element() == ElementType::Bits => Family::Ivf { lists: None, code: ListCode::Raw },
-        Family::Auto => Family::Ivf { lists: None, code: ListCode::Rabitq(5) },
+        Family::Auto if rows.element() == ElementType::Bits => {
+            Family::Ivf { lists: None, code: ListCode::Raw, spill: false }
+        }
+        Family::Auto => Family::Ivf { lists: None, code: ListCode::Rabitq(5), spill: false },
         family => family,
     };
     match family {
-        Family::Ivf { lists, code } => {
-            let options = IvfOptions { lists, code: list_code(code), ..IvfOptions::default() };
+        Family::Ivf { lists, code, spill } => {
+            let options = IvfOptions { lists, code: list_code(code), spill, ..IvfOptions::default() };
             let like = like.filter(|like| like.family() == IVF);
             // A damaged one is refused by whoever searches it.
             let payload = match like.and_then(|like| ann::ivf::routing_of(&SegmentBytes(like)).ok()) {
-                Some(routing) => ann::ivf::build_with(rows, &routing, &options, control),
+                Some(routing) => ann::ivf::build_like(rows, &routing, &options, control),
                 None => ann::ivf::build(rows, spec.metric, &options, control),
             };
             payload.map(|payload| (IVF, payload))
@@ -161,6 +168,7 @@ fn list_code(code: ListCode) -> Code {
         ListCode::Scalar8 => Code::Scalar8,
         ListCode::Scalar4 => Code::Scalar4,
         ListCode::Rabitq(bits) => Code::Rabitq { bits },
+        ListCode::Product { bits, dims } => Code::Pq { bits, dims },
     }
 }
 

@@ -488,7 +488,10 @@ impl Run {
             );
         }
         if !vector.is_valid(0) {
-            return Ok(None);
+            return exec_err!(
+                "the query for column {} has an element that is NULL; give every element a value",
+                self.column
+            );
         }
         check_metric(self.metric.name(), self.metric, Some(self.vector_type), own.and(Some(vector.vector_type())))?;
         let query = Query::new(self.metric, dim, vector.vector(0))

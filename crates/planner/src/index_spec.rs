@@ -54,6 +54,8 @@ pub enum Family {
         lists: Option<usize>,
         /// What is in them.
         code: ListCode,
+        /// Whether a row stands in two of them.
+        spill: bool,
     },
 }
 
@@ -68,24 +70,34 @@ pub enum ListCode {
     Scalar4,
     /// RaBitQ of 1 to 9 bits.
     Rabitq(u8),
+    /// Product quantization: codes of 4 or 8 bits, each for so many elements.
+    Product {
+        /// Bits of a code.
+        bits: u8,
+        /// Elements of a code.
+        dims: u8,
+    },
 }
 
 impl ListCode {
-    fn to_words(self) -> (&'static str, Option<u8>) {
+    /// Its name, its bits, and how many elements a code stands for.
+    fn to_words(self) -> (&'static str, Option<u8>, Option<u8>) {
         match self {
-            ListCode::Raw => ("raw", None),
-            ListCode::Scalar8 => ("scalar", Some(8)),
-            ListCode::Scalar4 => ("scalar", Some(4)),
-            ListCode::Rabitq(bits) => ("rabitq", Some(bits)),
+            ListCode::Raw => ("raw", None, None),
+            ListCode::Scalar8 => ("scalar", Some(8), None),
+            ListCode::Scalar4 => ("scalar", Some(4), None),
+            ListCode::Rabitq(bits) => ("rabitq", Some(bits), None),
+            ListCode::Product { bits, dims } => ("product", Some(bits), Some(dims)),
         }
     }
 
-    fn of_words(code: &str, bits: Option<u8>) -> Option<Self> {
-        Some(match (code, bits) {
-            ("raw", _) => ListCode::Raw,
-            ("scalar", Some(8)) => ListCode::Scalar8,
-            ("scalar", Some(4)) => ListCode::Scalar4,
-            ("rabitq", Some(bits)) => ListCode::Rabitq(bits),
+    fn of_words(code: &str, bits: Option<u8>, dims: Option<u8>) -> Option<Self> {
+        Some(match (code, bits, dims) {
+            ("raw", _, _) => ListCode::Raw,
+            ("scalar", Some(8), _) => ListCode::Scalar8,
+            ("scalar", Some(4), _) => ListCode::Scalar4,
+            ("rabitq", Some(bits), _) => ListCode::Rabitq(bits),
+            ("product", Some(bits), Some(dims)) => ListCode::Product { bits, dims },
             _ => return None,
         })
     }
@@ -114,7 +126,7 @@ impl IndexSpec {
             );
         };
         let mut metric = operator_class.map(|class| metric_of_class(class)).transpose()?;
-        let mut effort = None;
+        let (mut effort, mut subvectors) = (None, None);
         let mut seen: Vec<&str> = vec![];
         for (name, value) in options {
             let option = canonical(name);
@@ -128,9 +140,14 @@ impl IndexSpec {
                     return plan_err!("the operator class and the option {name} name two metrics; name one");
                 }
                 metric = Some(named);
+            } else if let (Family::Ivf { code: ListCode::Product { .. }, .. }, "m") = (&family, name.as_str()) {
+                subvectors = Some(value);
             } else {
                 set_option(&mut family, &mut effort, &method, name, value)?;
             }
+        }
+        if let (Family::Ivf { code: ListCode::Product { bits, dims }, .. }, Some(m)) = (&mut family, subvectors) {
+            *dims = dims_of_code(m, vectors.dim, *bits)?;
         }
         let default = if vectors.element == Element::Bit { Metric::Hamming } else { Metric::L2 };
         let metric = metric.unwrap_or(default);
@@ -145,11 +162,16 @@ impl IndexSpec {
             && matches!(
                 family,
                 Family::Flat { .. }
-                    | Family::Ivf { code: ListCode::Scalar8 | ListCode::Scalar4 | ListCode::Rabitq(_), .. }
+                    | Family::Ivf {
+                        code: ListCode::Scalar8 | ListCode::Scalar4 | ListCode::Rabitq(_) | ListCode::Product { .. },
+                        ..
+                    }
             )
         {
             family = match (family, method.as_str()) {
-                (Family::Ivf { lists, .. }, "ivf") => Family::Ivf { lists, code: ListCode::Raw },
+                (Family::Ivf { lists, spill: false, .. }, "ivf") => {
+                    Family::Ivf { lists, code: ListCode::Raw, spill: false }
+                }
                 _ => {
                     return plan_err!(
                         "bit vectors are their own codes; use ivf, ivf_flat or graph for {}",
@@ -157,6 +179,9 @@ impl IndexSpec {
                     );
                 }
             };
+        }
+        if vectors.element == Element::Bit && matches!(family, Family::Ivf { spill: true, .. }) {
+            return plan_err!("bit vectors stand in one list each; leave spill out");
         }
         Ok(Self { method, family, metric, effort })
     }
@@ -169,12 +194,12 @@ impl IndexSpec {
                 json!({ "family": "graph", "degree": degree, "ef_construction": ef_construction, "bits": bits })
             }
             Family::Flat { code } => {
-                let (code, bits) = code.to_words();
-                json!({ "family": "flat", "code": code, "bits": bits })
+                let (code, bits, dims) = code.to_words();
+                json!({ "family": "flat", "code": code, "bits": bits, "dims": dims })
             }
-            Family::Ivf { lists, code } => {
-                let (code, bits) = code.to_words();
-                json!({ "family": "ivf", "lists": lists, "code": code, "bits": bits })
+            Family::Ivf { lists, code, spill } => {
+                let (code, bits, dims) = code.to_words();
+                json!({ "family": "ivf", "lists": lists, "code": code, "bits": bits, "dims": dims, "spill": spill })
             }
         };
         json!({ "method": self.method, "metric": self.metric.name(), "effort": self.effort, "build": family })
@@ -186,17 +211,20 @@ impl IndexSpec {
         let value: Value = serde_json::from_str(text).ok()?;
         let build = &value["build"];
         let number = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
-        let bits = build["bits"].as_u64().and_then(|bits| u8::try_from(bits).ok());
+        let small = |name: &str| build[name].as_u64().and_then(|number| u8::try_from(number).ok());
+        let (bits, dims) = (small("bits"), small("dims"));
         let family = match build["family"].as_str()? {
             "auto" => Family::Auto,
             "graph" => {
                 let (degree, ef_construction) = (number(&build["degree"]), number(&build["ef_construction"]));
                 Family::Graph { degree, ef_construction, bits }
             }
-            "flat" => Family::Flat { code: ListCode::of_words(build["code"].as_str()?, bits)? },
+            "flat" => Family::Flat { code: ListCode::of_words(build["code"].as_str()?, bits, dims)? },
             "ivf" => {
-                let code = ListCode::of_words(build["code"].as_str()?, bits)?;
-                Family::Ivf { lists: number(&build["lists"]), code }
+                let code = ListCode::of_words(build["code"].as_str()?, bits, dims)?;
+                // Lists of before could not say it.
+                let spill = build["spill"].as_bool().unwrap_or(false);
+                Family::Ivf { lists: number(&build["lists"]), code, spill }
             }
             _ => return None,
         };
@@ -206,7 +234,7 @@ impl IndexSpec {
 }
 
 fn family(method: &str) -> Result<Family> {
-    let ivf = |code| Family::Ivf { lists: None, code };
+    let ivf = |code| Family::Ivf { lists: None, code, spill: false };
     Ok(match method {
         "auto" => Family::Auto,
         "graph" | "hnsw" | "diskann" | "vamana" => Family::Graph { degree: None, ef_construction: None, bits: None },
@@ -214,16 +242,17 @@ fn family(method: &str) -> Result<Family> {
         "ivfflat" | "ivf_flat" => ivf(ListCode::Raw),
         "ivf_sq8" => ivf(ListCode::Scalar8),
         "ivf_sq4" => ivf(ListCode::Scalar4),
+        "ivf_pq" => ivf(ListCode::Product { bits: 8, dims: 4 }),
+        "scann" => Family::Ivf { lists: None, code: ListCode::Product { bits: 4, dims: 2 }, spill: true },
         "flat" => Family::Flat { code: ListCode::Rabitq(RABITQ_BITS) },
-        "ivf_pq" | "scann" | "btree" | "bitmap" | "hash" | "inverted" | "gin" | "brin" => {
+        "btree" | "bitmap" | "hash" | "inverted" | "gin" | "brin" => {
             return not_impl_err!("indexes of the method {method} are not built yet; there are {METHODS}");
         }
         _ => return plan_err!("there is no index method {method}; there are {METHODS}"),
     })
 }
 
-const METHODS: &str =
-    "auto, graph (also hnsw, diskann, vamana), ivf (also ivf_rabitq), ivf_flat (also ivfflat), ivf_sq8, ivf_sq4, flat";
+const METHODS: &str = "auto, graph (also hnsw, diskann, vamana), ivf (also ivf_rabitq), ivf_flat (also ivfflat), ivf_sq8, ivf_sq4, ivf_pq, scann, flat";
 
 /// The metric of an operator class of pgvector, or of its plain name.
 fn metric_of_class(class: &str) -> Result<Metric> {
@@ -252,6 +281,7 @@ fn canonical(name: &str) -> &str {
         "search_list_size" => "ef_construction",
         "nlist" => "lists",
         "probes" => "nprobe",
+        "nbits" => "bits",
         "distance" => "metric",
         name => name,
     }
@@ -281,6 +311,12 @@ fn set_option(family: &mut Family, effort: &mut Option<usize>, method: &str, nam
         }
         (Family::Graph { .. }, "ef_search") => *effort = Some(number(1, BEAM_MAX)?),
         (Family::Ivf { lists, .. }, "lists" | "nlist") => *lists = Some(number(1, LISTS_MAX)?),
+        (Family::Ivf { spill, .. }, "spill") => *spill = switch(name, value)?,
+        (Family::Ivf { code: ListCode::Product { bits, dims }, .. }, "bits" | "nbits") => match number(4, 8)? {
+            4 => (*bits, *dims) = (4, 2),
+            8 => (*bits, *dims) = (8, 4),
+            _ => return plan_err!("bits of product codes are 4 or 8, not {value}"),
+        },
         (Family::Ivf { .. }, "nprobe" | "probes") => *effort = Some(number(1, LISTS_MAX)?),
         (Family::Ivf { code: ListCode::Rabitq(bits), .. } | Family::Flat { code: ListCode::Rabitq(bits) }, "bits") => {
             *bits = u8::try_from(number(1, 9)?).unwrap_or(RABITQ_BITS);
@@ -290,13 +326,38 @@ fn set_option(family: &mut Family, effort: &mut Option<usize>, method: &str, nam
                 Family::Auto => "metric",
                 Family::Flat { .. } => "metric, bits",
                 Family::Graph { .. } => "metric, m, ef_construction, ef_search, bits",
-                Family::Ivf { code: ListCode::Rabitq(_), .. } => "metric, lists, nprobe, bits",
-                Family::Ivf { .. } => "metric, lists, nprobe",
+                Family::Ivf { code: ListCode::Rabitq(_), .. } => "metric, lists, nprobe, spill, bits",
+                Family::Ivf { code: ListCode::Product { .. }, .. } => "metric, lists, nprobe, spill, bits, m",
+                Family::Ivf { .. } => "metric, lists, nprobe, spill",
             };
             return plan_err!("an index of the method {method} has no option {name}; it has {known}");
         }
     }
     Ok(())
+}
+
+fn switch(name: &str, value: &str) -> Result<bool> {
+    match value.to_lowercase().as_str() {
+        "on" | "true" | "1" | "yes" => Ok(true),
+        "off" | "false" | "0" | "no" => Ok(false),
+        _ => plan_err!("{name} is on or off, not {value}"),
+    }
+}
+
+/// Elements of a code if a vector has `m` codes, as FAISS and Milvus count them.
+fn dims_of_code(m: &str, dim: usize, bits: u8) -> Result<u8> {
+    let possible: [u8; 3] = if bits == 4 { [1, 2, 4] } else { [2, 4, 8] };
+    let fits = |dims: &u8| m.parse::<usize>().is_ok_and(|m| dim.div_ceil(usize::from(*dims)) == m);
+    match possible.into_iter().find(fits) {
+        Some(dims) => Ok(dims),
+        None => {
+            let numbers = possible.map(|dims| dim.div_ceil(usize::from(dims)).to_string());
+            plan_err!(
+                "m is the number of codes of a vector: of {dim} dimensions by codes of {bits} bits {}, not {m}",
+                numbers.join(", ")
+            )
+        }
+    }
 }
 
 #[cfg(test)]
@@ -316,13 +377,33 @@ mod tests {
             ("hnsw", Some("vector_cosine_ops"), &[("m", "24")][..], graph(Some(48)), Metric::Cosine),
             ("graph", Some("vector_ip_ops"), &[("m", "48")], graph(Some(48)), Metric::InnerProduct),
             ("diskann", None, &[("metric", "cosine")], graph(None), Metric::Cosine),
-            ("ivfflat", None, &[("lists", "9")], Family::Ivf { lists: Some(9), code: ListCode::Raw }, Metric::L2),
+            (
+                "ivfflat",
+                None,
+                &[("lists", "9")],
+                Family::Ivf { lists: Some(9), code: ListCode::Raw, spill: false },
+                Metric::L2,
+            ),
             (
                 "IVF",
                 Some("halfvec_l2_ops"),
                 &[("bits", "4")],
-                Family::Ivf { lists: None, code: ListCode::Rabitq(4) },
+                Family::Ivf { lists: None, code: ListCode::Rabitq(4), spill: false },
                 Metric::L2,
+            ),
+            (
+                "ivf_pq",
+                None,
+                &[("m", "4"), ("nbits", "4"), ("spill", "on")],
+                Family::Ivf { lists: None, code: ListCode::Product { bits: 4, dims: 2 }, spill: true },
+                Metric::L2,
+            ),
+            (
+                "scann",
+                Some("vector_ip_ops"),
+                &[("nlist", "8")],
+                Family::Ivf { lists: Some(8), code: ListCode::Product { bits: 4, dims: 2 }, spill: true },
+                Metric::InnerProduct,
             ),
             ("auto", Some("cosine"), &[], Family::Auto, Metric::Cosine),
         ] {
@@ -343,6 +424,9 @@ mod tests {
             ("hnsw", None, &[("lists", "100")], "it has metric, m, ef_construction"),
             ("hnsw", None, &[("m", "1000")], "from 2 to 128"),
             ("ivf", None, &[("bits", "10")], "from 1 to 9"),
+            ("ivf_pq", None, &[("m", "3")], "4, 2, 1, not 3"),
+            ("ivf_pq", None, &[("bits", "6")], "4 or 8"),
+            ("ivf", None, &[("spill", "perhaps")], "on or off"),
             ("ivf", Some("vector_l2_ops"), &[("metric", "cosine")], "name one"),
             ("ivf", None, &[("lists", "9"), ("nlist", "9")], "given twice"),
         ] {

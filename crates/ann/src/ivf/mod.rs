@@ -9,12 +9,14 @@ mod calibration;
 mod cluster;
 mod codebook;
 mod format;
+mod like;
 mod merge;
 mod routing;
 mod search;
 mod train;
 
 pub use build::{build, build_with};
+pub use like::build_like;
 pub use merge::{MergeError, Part, merge};
 pub use routing::Routing;
 pub use train::train;
@@ -95,7 +97,8 @@ pub fn open(head: &[u8]) -> Result<Box<dyn Index>, FormatError> {
 pub fn routing_of(sections: &dyn Sections) -> Result<Routing, FormatError> {
     let head = sections.whole(0).ok_or_else(|| damaged("no head"))?;
     let codes = sections.whole(format::CENTROIDS).ok_or_else(|| damaged("no centroids"))?;
-    Routing::of_segment(format::Ivf::read(head)?.routing, codes)
+    let ivf = format::Ivf::read(head)?;
+    Routing::of_segment(ivf.routing, codes, ivf.layout.codebook)
 }
 
 #[cfg(test)]

@@ -80,9 +80,13 @@ impl Routing {
     }
 
     /// From what a segment keeps of it.
-    pub(crate) fn of_segment(head: RoutingHead, codes: &[u8]) -> Result<Routing, FormatError> {
+    pub(crate) fn of_segment(
+        head: RoutingHead,
+        codes: &[u8],
+        codebook: Option<Arc<Codebook>>,
+    ) -> Result<Routing, FormatError> {
         match codes.len() == head.code_bytes() {
-            true => Ok(Routing { head, codes: codes.to_vec() }),
+            true => Ok(Routing { head, codes: codes.to_vec(), codebook }),
             false => Err(damaged("centroids of another number")),
         }
     }

@@ -281,6 +281,31 @@ fn merged_segments_are_what_one_build_would_have_made() {
 }
 
 #[test]
+fn rows_like_those_of_a_routing_use_it_and_others_their_own() {
+    let dim = 32;
+    let base = clustered(ElementType::F32, 2_000, dim, 10);
+    let options = IvfOptions { lists: Some(16), ..IvfOptions::default() };
+    let control = Control::new(5);
+    for metric in FLOAT_METRICS {
+        let routing = train(&InMemory::new(base.vectors(), dim), metric, &options, &control).unwrap();
+        let Vectors::F32(values) = base.vectors() else { panic!("floats") };
+        // As a whole moved by many times their distances, each coordinate by another amount.
+        let moved: Vec<f32> =
+            values.iter().zip(0..).map(|(value, at)| value + 40.0 * ((at % dim) as f32).cos()).collect();
+        for (vectors, suits) in [(values, true), (moved.as_slice(), false)] {
+            let rows = InMemory::new(Vectors::F32(vectors), dim);
+            let sections = resident(build_like(&rows, &routing, &options, &control).unwrap());
+            assert_eq!(routing_of(&sections).unwrap() == routing, suits, "{metric:?}");
+            let index = open(&sections.0[0]).unwrap();
+            let queries = Vectors::F32(&vectors[..20 * dim]);
+            let effort = index.effort(0.95, 10);
+            let found = recall(&*index, &sections, Vectors::F32(vectors), queries, (10, effort), None);
+            assert!(found >= 0.9, "{metric:?} {suits}: {found}");
+        }
+    }
+}
+
+#[test]
 fn segments_that_do_not_fit_are_not_merged() {
     let base = clustered(ElementType::F32, 300, 16, 11);
     let rows = InMemory::new(base.vectors(), 16);

@@ -16,7 +16,7 @@ use datafusion::common::{ScalarValue, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{AggregateUDF, ColumnarValue, ReturnFieldArgs, ScalarUDF};
 
-use crate::vector_type::VectorType;
+use crate::vector_type::{Element, VectorType};
 use crate::vectors::{VectorArray, may_be_vector};
 
 /// Every scalar function of ours. They replace DataFusion's functions of the same names, which cast each row
@@ -75,6 +75,7 @@ fn pair_types(function: &str, args: &ReturnFieldArgs<'_>) -> Result<(Option<Vect
     let constant = |at: usize| args.scalar_arguments.get(at).copied().flatten();
     let left = known_type(&args.arg_fields[0], constant(0), of_fields[1])?;
     let right = known_type(&args.arg_fields[1], constant(1), of_fields[0])?;
+    let (left, right) = (as_bits_beside(left, right), as_bits_beside(right, left));
     if let (Some(a), Some(b)) = (left, right)
         && a.dim != b.dim
     {
@@ -88,6 +89,17 @@ fn pair_types(function: &str, args: &ReturnFieldArgs<'_>) -> Result<(Option<Vect
         );
     }
     Ok((left, right))
+}
+
+/// Bytes beside bits are packed bits: a subquery does not pass on that a column holds bits.
+fn as_bits_beside(own: Option<VectorType>, other: Option<VectorType>) -> Option<VectorType> {
+    let is_packed = |own: &VectorType, other: &VectorType| {
+        own.element == Element::UInt8 && other.element == Element::Bit && own.dim * 8 == other.dim
+    };
+    match (own, other) {
+        (Some(own), Some(other)) if is_packed(&own, &other) => Some(other),
+        (own, _) => own,
+    }
 }
 
 /// A column is named; a constant, whose field is named after its value, is called by its position.
