@@ -276,3 +276,6 @@ fn can_be_kept(data_type: &DataType) -> bool {
             DataType::Boolean | DataType::Utf8 | DataType::LargeUtf8 | DataType::Binary | DataType::LargeBinary
         )
 }
+
+#[cfg(test)]
+mod tests;

@@ -354,34 +354,4 @@ impl Selections {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_rows_and_many_are_told_alike() {
-        let rows = |step: usize| -> RoaringBitmap { (0..10_000).step_by(step).collect() };
-        for step in [1, 3, 64, 65, 900] {
-            let (first, second) = (rows(step), rows(step));
-            let parts = [(2, &first), (7, &second)];
-            let addresses: Vec<u64> = parts
-                .iter()
-                .flat_map(|(fragment, rows)| rows.iter().map(move |row| (*fragment as u64) << 32 | u64::from(row)))
-                .collect();
-            let few = Selection::of_addresses(addresses.clone());
-            for selection in
-                [Selection::of_fragments(parts.into_iter(), 20_000), Selection::of_fragments(parts.into_iter(), 1), few]
-            {
-                assert_eq!(selection.count(), addresses.len());
-                for (fragment, start, length) in
-                    [(2, 0, 10_000), (2, 100, 1), (2, 127, 1_000), (7, 9_990, 500), (3, 0, 100)]
-                {
-                    let first = (fragment << 32) + start;
-                    let within = |address: &&u64| (first..first + length).contains(*address);
-                    let expected: Vec<u32> =
-                        addresses.iter().filter(within).map(|address| (address - first) as u32).collect();
-                    assert_eq!(selection.offsets(first, length), expected, "{step} {fragment} {start} {length}");
-                }
-            }
-        }
-    }
-}
+mod tests;
