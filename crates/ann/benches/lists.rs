@@ -1,8 +1,8 @@
 //! Lists on real vectors: build time, bytes, and the curve of recall and queries per second, exact re-ranking included.
 //!
-//! `cargo bench -p ann --bench lists -- FOLDER [cosine|l2|ip] [code] [lists] [all | PROBES]`, with code one of `raw`, `sq8`, `sq4`, `rq1` to `rq9`,
-//! `pq4`, `pq8` (`pq4x4` and so on for other dimensions of a code), and behind it `+spill` for second lists (SOAR), `+t=0.2` for the
-//! score-aware loss of product codes from a similarity of 0.2 on, `+spill,t=0.2` for both.
+//! `cargo bench -p ann --bench lists -- FOLDER [cosine|l2|inner_product] [code] [lists] [all | PROBES]`, with code one of `raw`,
+//! `sq8`, `sq4`, `rq1` to `rq9`, `pq4`, `pq8` (`pq4x4` and so on for other dimensions of a code), and behind it `+spill` for second
+//! lists (SOAR), `+t=0.2` for the score-aware loss of product codes from a similarity of 0.2 on, `+spill,t=0.2` for both.
 //! FOLDER holds `base.npy`, `query.npy` (f32, rows by dimensions) and `gt.npy` (i32, true neighbors by row), and, for filters
 //! `u < s`, `u.npy` (i32, below 10,000) with `gt_u100.npy`, `gt_u1000.npy`, `gt_u5000.npy` for s = 100, 1,000, 5,000.
 //! Two threads run queries on halves of the list of queries. Times are wall clock; what else runs on the machine is for the reader to say.
