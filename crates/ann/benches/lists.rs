@@ -1,8 +1,8 @@
 //! Lists on real vectors: build time, bytes, and the curve of recall and queries per second, exact re-ranking included.
 //!
-//! `cargo bench -p ann --bench lists -- FOLDER [cosine|l2|ip] [code] [lists] [all | PROBES]`, with code one of `raw`, `sq8`, `sq4`, `rq1` to `rq9`,
-//! `pq4`, `pq8` (`pq4x4` and so on for other dimensions of a code), and behind it `+spill` for second lists (SOAR), `+plain` for product
-//! codes without the score-aware loss.
+//! `cargo bench -p ann --bench lists -- FOLDER [cosine|l2|inner_product] [code] [lists] [all | PROBES]`, with code one of `raw`,
+//! `sq8`, `sq4`, `rq1` to `rq9`, `pq4`, `pq8` (`pq4x4` and so on for other dimensions of a code), and behind it `+spill` for second
+//! lists (SOAR), `+t=0.2` for the score-aware loss of product codes from a similarity of 0.2 on, `+spill,t=0.2` for both.
 //! FOLDER holds `base.npy`, `query.npy` (f32, rows by dimensions) and `gt.npy` (i32, true neighbors by row), and, for filters
 //! `u < s`, `u.npy` (i32, below 10,000) with `gt_u100.npy`, `gt_u1000.npy`, `gt_u5000.npy` for s = 100, 1,000, 5,000.
 //! Two threads run queries on halves of the list of queries. Times are wall clock; what else runs on the machine is for the reader to say.
@@ -44,8 +44,8 @@ fn main() -> Result<(), Failure> {
     let all = arguments.get(4).is_some_and(|word| word == "all");
     let data = Data::read(Path::new(folder), metric)?;
     let mut options = IvfOptions { lists, code, spill: manner.contains("spill"), ..IvfOptions::default() };
-    if manner.contains("plain") {
-        options.score_threshold = 0.0;
+    if let Some((_, threshold)) = manner.split_once("t=") {
+        options.score_threshold = threshold.parse()?;
     }
     let rows = InMemory::new(Vectors::F32(&data.base.values), data.base.columns);
     let started = Instant::now();
@@ -170,6 +170,7 @@ fn measure(
     let truth = filter.map_or(&data.truth, |(_, truth)| truth);
     let (mut right, mut wanted, mut work) = (0, 0, Work::default());
     let mut latencies = vec![];
+    let spent = thread_seconds();
     let queries = data.query.rows.min(truth.rows);
     for query in 0..queries {
         let started = Instant::now();
@@ -180,12 +181,13 @@ fn measure(
         wanted += truth.len();
         work = work.plus(own);
     }
+    let spent = (thread_seconds() - spent) / queries as f64 * 1e6;
     latencies.sort_by(f64::total_cmp);
     let one = throughput(data, index, sections, effort, matching, 1)?;
     let two = throughput(data, index, sections, effort, matching, 2)?;
     let per_query = queries as u64;
     println!(
-        "{effort:?}: recall@{K} {:.4}, {one:.0} QPS on 1 thread, {two:.0} on 2, p50 {:.1} us, p99 {:.1} us; per query {} lists, {} codes, {} reranked, {} bytes",
+        "{effort:?}: recall@{K} {:.4}, {one:.0} QPS on 1 thread, {two:.0} on 2, p50 {:.1} us, p99 {:.1} us; per query {spent:.1} us of a processor, {} lists, {} codes, {} reranked, {} bytes",
         right as f64 / wanted as f64,
         latencies[latencies.len() / 2],
         latencies[latencies.len() * 99 / 100],
@@ -195,6 +197,12 @@ fn measure(
         work.bytes / per_query,
     );
     Ok(())
+}
+
+/// Processor time of this thread, where Linux tells it: what a busy machine changes least.
+fn thread_seconds() -> f64 {
+    let spent = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    spent.split(' ').next().and_then(|nanoseconds| nanoseconds.parse::<f64>().ok()).map_or(f64::NAN, |ns| ns / 1e9)
 }
 
 /// Queries per second of batches on one thread, the median of some rounds.

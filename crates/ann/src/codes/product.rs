@@ -1,9 +1,9 @@
 //! Product codes of residuals: the codebook that a table shares, and the codes that a residual gets by it.
 //!
 //! Residuals are coded at one length: each row keeps the factor that brings its code back to its own length, so a codebook learns
-//! directions alone. Codes are chosen by the score-aware loss, which weighs an error along the direction that decides about the
-//! nearest neighbors more than one across it. Source: Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector
-//! Quantization" (ICML 2020). We differ: they have no factor per row.
+//! directions alone. Codes are the nearest ones, or those of the score-aware loss, which weighs an error along the direction that
+//! decides about the nearest neighbors more than one across it. Source: Guo et al., "Accelerating Large-Scale Inference with Anisotropic
+//! Vector Quantization" (ICML 2020). We differ: they have no factor per row.
 
 use kernels::{Codewords, Lean, choose_codes};
 

@@ -37,7 +37,8 @@ impl fmt::Display for MergeError {
             Self::Different(part) => {
                 write!(
                     f,
-                    "segment {part} was built with another routing or code, or with other second lists, than segment 0; build the segment anew"
+                    "segment {part} was built with another routing or code than segment 0, or one of them alone with second lists; \
+                     build the segment anew"
                 )
             }
             Self::Rows(part) => {

@@ -32,8 +32,8 @@ use crate::payload::{FormatError, Sections};
 /// Lists at most.
 pub(crate) const LISTS_MAX: usize = 1 << 20;
 
-/// Similarity from which on neighbors count: as published for unit vectors.
-const SCORE_THRESHOLD: f32 = 0.2;
+/// The [`IvfOptions::score_threshold`] that was published with the score-aware loss (ScaNN).
+pub const SCORE_THRESHOLD: f32 = 0.2;
 
 /// How an index of lists is built.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,7 +47,9 @@ pub struct IvfOptions {
     /// lists to read for the same recall.
     pub spill: bool,
     /// For product codes under cosine and inner product: the similarity of neighbors, as a cosine (0 to 1, exclusively), from which on
-    /// errors of the codes count. With 0 all errors count alike, as they do under L2. Read by the training alone.
+    /// errors of the codes count ([`SCORE_THRESHOLD`] as published). With 0 all errors count alike, as they do under L2. Read by the
+    /// training alone. It is for codes without a factor per row: ours keep one, which takes the error along the residual away
+    /// by itself, and on sentence embeddings the loss then finds a little less at every threshold (benches/lists.rs, `+t=`).
     pub score_threshold: f32,
     /// Bytes that training may take beside the index itself, which is in memory while it is built.
     pub memory_bytes: usize,
@@ -59,7 +61,7 @@ impl Default for IvfOptions {
             lists: None,
             code: Code::Rabitq { bits: 5 },
             spill: false,
-            score_threshold: SCORE_THRESHOLD,
+            score_threshold: 0.0,
             memory_bytes: 1 << 30,
         }
     }

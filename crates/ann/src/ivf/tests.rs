@@ -8,7 +8,7 @@ use crate::index::{Effort, Request, Step};
 use crate::payload::{Payload, Resident, Sections};
 use crate::testing::*;
 
-const CODES: [Code; 9] = [
+const CODES: [Code; 8] = [
     Code::Raw,
     Code::Scalar8,
     Code::Scalar4,
@@ -16,7 +16,6 @@ const CODES: [Code; 9] = [
     Code::Rabitq { bits: 5 },
     Code::Rabitq { bits: 9 },
     Code::pq(4),
-    Code::Pq { bits: 4, dims: 1 },
     Code::pq(8),
 ];
 
@@ -156,7 +155,8 @@ fn the_bytes_do_not_depend_on_the_number_of_threads() {
         (Metric::Cosine, Code::pq(4), true),
         (Metric::InnerProduct, Code::pq(8), false),
     ] {
-        let options = IvfOptions { lists: Some(30), code, spill, ..IvfOptions::default() };
+        let score_threshold = SCORE_THRESHOLD;
+        let options = IvfOptions { lists: Some(30), code, spill, score_threshold, ..IvfOptions::default() };
         let build_on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let payload = pool.install(|| build(&rows, metric, &options, &Control::new(11))).unwrap();
@@ -428,10 +428,30 @@ fn what_does_not_go_together_is_refused() {
 }
 
 #[test]
+fn product_codes_of_every_kind_find_the_neighbors() {
+    let dim = 100;
+    let (base, queries) = (clustered(ElementType::F32, 1_500, dim, 1), clustered(ElementType::F32, 12, dim, 1));
+    let rows = InMemory::new(base.vectors(), dim);
+    for (bits, dims) in [(4, 1), (4, 2), (4, 4), (8, 2), (8, 4), (8, 8)] {
+        for (metric, score_threshold) in [(Metric::L2, 0.0), (Metric::Cosine, 0.2), (Metric::InnerProduct, 0.2)] {
+            let code = Code::Pq { bits, dims };
+            let options = IvfOptions { lists: Some(24), code, score_threshold, ..IvfOptions::default() };
+            let (index, sections) = opened(build(&rows, metric, &options, &Control::new(3)).unwrap());
+            let found = recall(&*index, &sections, base.vectors(), queries.vectors(), (10, ALL), None);
+            assert!(found >= 0.97, "{metric:?} {code:?}: {found}");
+            let bytes = sections.len(2) / 1_500;
+            // 112 elements with their padding; factors, and empty places of the last block of each list.
+            assert!(bytes <= 112 * usize::from(bits) / usize::from(8 * dims) * 3 / 2 + 12, "{code:?}: {bytes}");
+        }
+    }
+}
+
+#[test]
 fn a_routing_serves_product_codes_only_with_their_codebook() {
     let base = clustered(ElementType::F32, 500, 32, 17);
     let (rows, control) = (InMemory::new(base.vectors(), 32), Control::new(1));
-    let options = |code| IvfOptions { lists: Some(6), code, ..IvfOptions::default() };
+    let score_threshold = SCORE_THRESHOLD;
+    let options = |code| IvfOptions { lists: Some(6), code, score_threshold, ..IvfOptions::default() };
     let routing = train(&rows, Metric::Cosine, &options(Code::pq(4)), &control).unwrap();
     assert_eq!(Routing::from_bytes(&routing.to_bytes()).unwrap(), routing);
     for code in [Code::pq(8), Code::Pq { bits: 4, dims: 4 }] {
