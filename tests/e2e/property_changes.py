@@ -28,6 +28,8 @@ METHODS = {
     "ivf_flat": ["", "WITH (lists = 50)"],
     "ivf_sq8": ["", "WITH (lists = 20)"],
     "ivf_sq4": [""],
+    "ivf_pq": ["", "WITH (bits = 4, spill = on)"],
+    "scann": [""],
     "flat": ["", "WITH (bits = 7)"],
     "auto": [""],
 }

@@ -60,7 +60,7 @@ def recall(sagitta: Sagitta, rows: np.ndarray, where: str = "", table: str = "po
     return hits / (length * len(QUERIES))
 
 
-@pytest.mark.parametrize("method", ["graph", "ivf", "ivf_flat", "ivf_sq8", "flat"])
+@pytest.mark.parametrize("method", ["graph", "ivf", "ivf_flat", "ivf_sq8", "ivf_pq", "scann", "flat"])
 def test_an_index_finds_what_numpy_finds(points, method):
     points.ok("-c", f"CREATE INDEX points_emb ON points USING {method} (emb vector_l2_ops)")
     (index,) = points.sql("SELECT state, rows_covered, segments FROM system.indexes")

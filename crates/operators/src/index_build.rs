@@ -126,14 +126,14 @@ fn build(
             Family::Graph { degree: None, ef_construction: None, bits: None }
         }
         Family::Auto if rows.element() == ElementType::Bits => {
-            Family::Ivf { lists: None, code: ListCode::Raw, spill: false }
+            Family::Ivf { lists: None, code: ListCode::Raw, spill: false, score_threshold: 0.0 }
         }
-        Family::Auto => Family::Ivf { lists: None, code: ListCode::Rabitq(5), spill: false },
+        Family::Auto => Family::Ivf { lists: None, code: ListCode::Rabitq(5), spill: false, score_threshold: 0.0 },
         family => family,
     };
     match family {
-        Family::Ivf { lists, code, spill } => {
-            let options = IvfOptions { lists, code: list_code(code), spill, ..IvfOptions::default() };
+        Family::Ivf { lists, code, spill, score_threshold } => {
+            let options = IvfOptions { lists, code: list_code(code), spill, score_threshold, ..IvfOptions::default() };
             let like = like.filter(|like| like.family() == IVF);
             // A damaged one is refused by whoever searches it.
             let payload = match like.and_then(|like| ann::ivf::routing_of(&SegmentBytes(like)).ok()) {

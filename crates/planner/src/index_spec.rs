@@ -56,6 +56,8 @@ pub enum Family {
         code: ListCode,
         /// Whether a row stands in two of them.
         spill: bool,
+        /// Of product codes: the cosine from which on errors count; 0: all count alike.
+        score_threshold: f32,
     },
 }
 
@@ -170,7 +172,7 @@ impl IndexSpec {
         {
             family = match (family, method.as_str()) {
                 (Family::Ivf { lists, spill: false, .. }, "ivf") => {
-                    Family::Ivf { lists, code: ListCode::Raw, spill: false }
+                    Family::Ivf { lists, code: ListCode::Raw, spill: false, score_threshold: 0.0 }
                 }
                 _ => {
                     return plan_err!(
@@ -197,9 +199,17 @@ impl IndexSpec {
                 let (code, bits, dims) = code.to_words();
                 json!({ "family": "flat", "code": code, "bits": bits, "dims": dims })
             }
-            Family::Ivf { lists, code, spill } => {
+            Family::Ivf { lists, code, spill, score_threshold } => {
                 let (code, bits, dims) = code.to_words();
-                json!({ "family": "ivf", "lists": lists, "code": code, "bits": bits, "dims": dims, "spill": spill })
+                json!({
+                    "family": "ivf",
+                    "lists": lists,
+                    "code": code,
+                    "bits": bits,
+                    "dims": dims,
+                    "spill": spill,
+                    "score_threshold": score_threshold,
+                })
             }
         };
         json!({ "method": self.method, "metric": self.metric.name(), "effort": self.effort, "build": family })
@@ -224,7 +234,8 @@ impl IndexSpec {
                 let code = ListCode::of_words(build["code"].as_str()?, bits, dims)?;
                 // Lists of before could not say it.
                 let spill = build["spill"].as_bool().unwrap_or(false);
-                Family::Ivf { lists: number(&build["lists"]), code, spill }
+                let score_threshold = build["score_threshold"].as_f64().unwrap_or(0.0) as f32;
+                Family::Ivf { lists: number(&build["lists"]), code, spill, score_threshold }
             }
             _ => return None,
         };
@@ -234,7 +245,7 @@ impl IndexSpec {
 }
 
 fn family(method: &str) -> Result<Family> {
-    let ivf = |code| Family::Ivf { lists: None, code, spill: false };
+    let ivf = |code| Family::Ivf { lists: None, code, spill: false, score_threshold: 0.0 };
     Ok(match method {
         "auto" => Family::Auto,
         "graph" | "hnsw" | "diskann" | "vamana" => Family::Graph { degree: None, ef_construction: None, bits: None },
@@ -243,7 +254,9 @@ fn family(method: &str) -> Result<Family> {
         "ivf_sq8" => ivf(ListCode::Scalar8),
         "ivf_sq4" => ivf(ListCode::Scalar4),
         "ivf_pq" => ivf(ListCode::Product { bits: 8, dims: 4 }),
-        "scann" => Family::Ivf { lists: None, code: ListCode::Product { bits: 4, dims: 2 }, spill: true },
+        "scann" => {
+            Family::Ivf { lists: None, code: ListCode::Product { bits: 4, dims: 2 }, spill: true, score_threshold: 0.0 }
+        }
         "flat" => Family::Flat { code: ListCode::Rabitq(RABITQ_BITS) },
         "btree" | "bitmap" | "hash" | "inverted" | "gin" | "brin" => {
             return not_impl_err!("indexes of the method {method} are not built yet; there are {METHODS}");
@@ -312,6 +325,12 @@ fn set_option(family: &mut Family, effort: &mut Option<usize>, method: &str, nam
         (Family::Graph { .. }, "ef_search") => *effort = Some(number(1, BEAM_MAX)?),
         (Family::Ivf { lists, .. }, "lists" | "nlist") => *lists = Some(number(1, LISTS_MAX)?),
         (Family::Ivf { spill, .. }, "spill") => *spill = switch(name, value)?,
+        (Family::Ivf { code: ListCode::Product { .. }, score_threshold, .. }, "score_threshold") => {
+            match value.parse::<f32>() {
+                Ok(threshold) if (0.0..1.0).contains(&threshold) => *score_threshold = threshold,
+                _ => return plan_err!("score_threshold is a cosine from 0 to below 1, not {value}"),
+            }
+        }
         (Family::Ivf { code: ListCode::Product { bits, dims }, .. }, "bits" | "nbits") => match number(4, 8)? {
             4 => (*bits, *dims) = (4, 2),
             8 => (*bits, *dims) = (8, 4),
@@ -327,7 +346,9 @@ fn set_option(family: &mut Family, effort: &mut Option<usize>, method: &str, nam
                 Family::Flat { .. } => "metric, bits",
                 Family::Graph { .. } => "metric, m, ef_construction, ef_search, bits",
                 Family::Ivf { code: ListCode::Rabitq(_), .. } => "metric, lists, nprobe, spill, bits",
-                Family::Ivf { code: ListCode::Product { .. }, .. } => "metric, lists, nprobe, spill, bits, m",
+                Family::Ivf { code: ListCode::Product { .. }, .. } => {
+                    "metric, lists, nprobe, spill, bits, m, score_threshold"
+                }
                 Family::Ivf { .. } => "metric, lists, nprobe, spill",
             };
             return plan_err!("an index of the method {method} has no option {name}; it has {known}");
@@ -381,28 +402,38 @@ mod tests {
                 "ivfflat",
                 None,
                 &[("lists", "9")],
-                Family::Ivf { lists: Some(9), code: ListCode::Raw, spill: false },
+                Family::Ivf { lists: Some(9), code: ListCode::Raw, spill: false, score_threshold: 0.0 },
                 Metric::L2,
             ),
             (
                 "IVF",
                 Some("halfvec_l2_ops"),
                 &[("bits", "4")],
-                Family::Ivf { lists: None, code: ListCode::Rabitq(4), spill: false },
+                Family::Ivf { lists: None, code: ListCode::Rabitq(4), spill: false, score_threshold: 0.0 },
                 Metric::L2,
             ),
             (
                 "ivf_pq",
                 None,
                 &[("m", "4"), ("nbits", "4"), ("spill", "on")],
-                Family::Ivf { lists: None, code: ListCode::Product { bits: 4, dims: 2 }, spill: true },
+                Family::Ivf {
+                    lists: None,
+                    code: ListCode::Product { bits: 4, dims: 2 },
+                    spill: true,
+                    score_threshold: 0.0,
+                },
                 Metric::L2,
             ),
             (
                 "scann",
                 Some("vector_ip_ops"),
-                &[("nlist", "8")],
-                Family::Ivf { lists: Some(8), code: ListCode::Product { bits: 4, dims: 2 }, spill: true },
+                &[("nlist", "8"), ("score_threshold", "0.25")],
+                Family::Ivf {
+                    lists: Some(8),
+                    code: ListCode::Product { bits: 4, dims: 2 },
+                    spill: true,
+                    score_threshold: 0.25,
+                },
                 Metric::InnerProduct,
             ),
             ("auto", Some("cosine"), &[], Family::Auto, Metric::Cosine),
@@ -427,6 +458,7 @@ mod tests {
             ("ivf_pq", None, &[("m", "3")], "4, 2, 1, not 3"),
             ("ivf_pq", None, &[("bits", "6")], "4 or 8"),
             ("ivf", None, &[("spill", "perhaps")], "on or off"),
+            ("scann", None, &[("score_threshold", "1")], "from 0 to below 1"),
             ("ivf", Some("vector_l2_ops"), &[("metric", "cosine")], "name one"),
             ("ivf", None, &[("lists", "9"), ("nlist", "9")], "given twice"),
         ] {
