@@ -38,6 +38,14 @@ pub trait Index: Debug + Send + Sync {
     /// The bytes contradict the head or each other. Nothing is read outside of them, whatever they hold.
     fn search(&self, request: &Request<'_>, sections: &dyn Sections) -> Result<Step, FormatError>;
 
+    /// The distances of `rows`, one each, with the bits that [`kernels::Query`] gives for the vectors themselves, where the index holds
+    /// these without loss: then no caller has to read them. `None` where it does not, for queries of which it cannot tell, for rows
+    /// that are no candidates, and where its bytes are not at hand.
+    fn exact_distances(&self, query: Vectors<'_>, rows: &[u32], sections: &dyn Sections) -> Option<Vec<f64>> {
+        let _ = (query, rows, sections);
+        None
+    }
+
     /// As [`search`](Self::search), for many queries at once; one step per query. Families that gain from it share their reading.
     ///
     /// # Errors

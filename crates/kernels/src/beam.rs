@@ -7,8 +7,6 @@ use crate::isa::{Isa, Present};
 
 /// Places of a block.
 const BLOCK: usize = 16;
-/// Set in the number of a vertex that was visited.
-const VISITED: u32 = 1 << 31;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -20,22 +18,24 @@ struct Vertices([u32; BLOCK]);
 
 /// At most `capacity` vertices, nearest first; of equally near ones, the one inserted first.
 ///
-/// Vertices are below 2^31. Cost of an insertion: `capacity/16` steps at most, no allocation.
+/// Cost of an insertion: `capacity/16` steps at most, no allocation.
 #[derive(Clone, Debug)]
 pub struct Beam {
     distances: Vec<Distances>,
     vertices: Vec<Vertices>,
+    /// Of each block the places, as bits, whose vertex is not yet visited. Those from `len` on say nothing.
+    unvisited: Vec<u16>,
     capacity: usize,
     len: usize,
-    /// No vertex before this one is unvisited.
+    /// No block before this one has an unvisited vertex.
     cursor: usize,
     isa: Present,
 }
 
 impl Default for Beam {
     fn default() -> Self {
-        let (distances, vertices) = (Vec::new(), Vec::new());
-        Self { distances, vertices, capacity: 0, len: 0, cursor: 0, isa: Present::chosen() }
+        let (distances, vertices, unvisited) = (Vec::new(), Vec::new(), Vec::new());
+        Self { distances, vertices, unvisited, capacity: 0, len: 0, cursor: 0, isa: Present::chosen() }
     }
 }
 
@@ -53,7 +53,9 @@ impl Beam {
         self.distances.clear();
         self.distances.resize(blocks, Distances([f32::INFINITY; BLOCK]));
         self.vertices.clear();
-        self.vertices.resize(blocks, Vertices([VISITED; BLOCK]));
+        self.vertices.resize(blocks, Vertices([0; BLOCK]));
+        self.unvisited.clear();
+        self.unvisited.resize(blocks, 0);
         (self.len, self.cursor) = (0, 0);
     }
 
@@ -77,14 +79,14 @@ impl Beam {
     /// The vertex at a place, if there is one.
     #[inline]
     pub fn vertex(&self, place: usize) -> Option<u32> {
-        (place < self.len).then(|| self.vertices[place / BLOCK].0[place % BLOCK] & !VISITED)
+        (place < self.len).then(|| self.vertices[place / BLOCK].0[place % BLOCK])
     }
 
     /// What is held, nearest first: (distance, vertex).
     pub fn iter(&self) -> impl Iterator<Item = (f32, u32)> + '_ {
         (0..self.len).map(|place| {
             let (block, lane) = (place / BLOCK, place % BLOCK);
-            (self.distances[block].0[lane], self.vertices[block].0[lane] & !VISITED)
+            (self.distances[block].0[lane], self.vertices[block].0[lane])
         })
     }
 
@@ -97,24 +99,58 @@ impl Beam {
     /// The nearest vertex not yet visited, and its distance.
     #[inline]
     pub fn nearest_unvisited(&mut self) -> Option<(f32, u32)> {
-        while self.cursor < self.len {
-            let (block, lane) = (self.cursor / BLOCK, self.cursor % BLOCK);
-            let vertex = self.vertices[block].0[lane];
-            if vertex & VISITED == 0 {
-                return Some((self.distances[block].0[lane], vertex));
+        let place = self.unvisited_place()?;
+        Some((self.distances[place / BLOCK].0[place % BLOCK], self.vertices[place / BLOCK].0[place % BLOCK]))
+    }
+
+    /// The nearest `N` vertices not yet visited, as far as there are so many.
+    #[inline]
+    pub fn unvisited<const N: usize>(&mut self) -> [Option<u32>; N] {
+        let mut found = [None; N];
+        let Some(first) = self.unvisited_place() else { return found };
+        let (mut block, mut count) = (first / BLOCK, 0);
+        let mut marks = self.marks(block);
+        while count < N {
+            if marks == 0 {
+                block += 1;
+                if block * BLOCK >= self.len {
+                    break;
+                }
+                marks = self.marks(block);
+                continue;
+            }
+            found[count] = Some(self.vertices[block].0[marks.trailing_zeros() as usize]);
+            marks &= marks - 1;
+            count += 1;
+        }
+        found
+    }
+
+    /// Marks the vertex that [`nearest_unvisited`](Self::nearest_unvisited) returned.
+    #[inline]
+    pub fn visit_nearest(&mut self) {
+        if let Some(place) = self.unvisited_place() {
+            self.unvisited[place / BLOCK] &= !(1 << (place % BLOCK));
+        }
+    }
+
+    #[inline]
+    fn unvisited_place(&mut self) -> Option<usize> {
+        while self.cursor * BLOCK < self.len {
+            let unvisited = self.marks(self.cursor);
+            if unvisited != 0 {
+                return Some(self.cursor * BLOCK + unvisited.trailing_zeros() as usize);
             }
             self.cursor += 1;
         }
         None
     }
 
-    /// Marks the vertex that [`nearest_unvisited`](Self::nearest_unvisited) returned.
-    #[inline]
-    pub fn visit_nearest(&mut self) {
-        if self.cursor < self.len {
-            self.vertices[self.cursor / BLOCK].0[self.cursor % BLOCK] |= VISITED;
-            self.cursor += 1;
-        }
+    /// The places of a block, which must begin before `len`, whose vertices are not visited.
+    #[inline(always)]
+    fn marks(&self, block: usize) -> u16 {
+        let held = self.len - block * BLOCK;
+        self.unvisited[block] & if held < BLOCK { (1 << held) - 1 } else { u16::MAX }
     }
 
     /// Inserts each of `vertices` whose distance is below `limit` and below that of the last place. NaN is not below anything.
@@ -152,8 +188,22 @@ impl Beam {
             place -= 1;
         }
         self.distances[place / BLOCK].0[place % BLOCK] = distance;
-        self.vertices[place / BLOCK].0[place % BLOCK] = vertex & !VISITED;
-        self.cursor = self.cursor.min(place);
+        self.vertices[place / BLOCK].0[place % BLOCK] = vertex;
+        self.open(place);
+    }
+
+    /// Moves the marks from `place` on one on, and marks it as unvisited.
+    #[inline(always)]
+    fn open(&mut self, place: usize) {
+        let block = place / BLOCK;
+        self.cursor = self.cursor.min(block);
+        let mut before = (1_u16 << (place % BLOCK)) - 1;
+        let mut carried = 1 << (place % BLOCK);
+        for marks in &mut self.unvisited[block..=(self.len - 1) / BLOCK] {
+            let moved = *marks & !before;
+            *marks = *marks & before | moved << 1 | carried;
+            (before, carried) = (0, moved >> (BLOCK - 1));
+        }
     }
 
     /// Compares sixteen distances at a time with the limit; few pass.
@@ -205,8 +255,8 @@ impl Beam {
         }
         let lane = farther.trailing_zeros() as usize;
         let place = block * BLOCK + lane;
-        self.cursor = self.cursor.min(place);
-        let (mut carried_distance, mut carried_vertex) = (distance, vertex & !VISITED);
+        self.open(place);
+        let (mut carried_distance, mut carried_vertex) = (distance, vertex);
         let mut from = 1_u16 << lane;
         for block in block..=last {
             let (distances, vertices) = (&mut self.distances[block], &mut self.vertices[block]);
@@ -258,6 +308,11 @@ mod tests {
             beam.insert_all(&distances, &vertices, limit);
             let nearest = expected.iter_mut().find(|(.., visited)| !visited);
             assert_eq!(beam.nearest_unvisited(), nearest.as_ref().map(|(distance, vertex, _)| (*distance, *vertex)));
+            let unvisited: Vec<u32> =
+                expected.iter().filter(|(.., visited)| !visited).map(|(_, vertex, _)| *vertex).collect();
+            let found: Vec<u32> = beam.unvisited::<20>().into_iter().flatten().collect();
+            assert_eq!(found, unvisited[..unvisited.len().min(20)]);
+            let nearest = expected.iter_mut().find(|(.., visited)| !visited);
             if let Some((.., visited)) = nearest {
                 *visited = true;
                 beam.visit_nearest();

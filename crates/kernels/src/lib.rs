@@ -31,12 +31,14 @@ mod memory;
 mod metric;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pairs;
 mod prefetch;
 mod product;
 mod quantize;
 mod query;
 mod reference;
 mod rotation;
+mod rounding;
 mod rows;
 mod scan;
 mod single;
@@ -63,11 +65,13 @@ pub use list_codes::{ByteQuery, byte_products, pack_planes, plane_product, plane
 pub use matrix::{distance_matrix, pair_distances};
 pub use memory::advise_large_pages;
 pub use metric::Metric;
+pub use pairs::{each_at_most, squared_distances};
 pub use prefetch::prefetch;
 pub use product::{Codewords, Lean, choose_codes, table_sum};
 pub use quantize::{CodeSums, dot_f32, quantize};
 pub use query::Query;
 pub use rotation::{ROTATED_MULTIPLE, Rotation};
+pub use rounding::{Centered, center, largest_magnitude, round_to_bytes, square_f64};
 pub use single::{binary_quantize, first_non_finite, norm, normalize_f16, normalize_f32};
 pub use top_k::{Neighbor, TopK};
 pub use vectors::{ElementType, Vectors};

@@ -251,6 +251,15 @@ pub(crate) fn check_shape(metric: Metric, dim: usize, element: ElementType) -> R
 /// The sum of squares of a padded vector, in the order of summation of `scan.rs`, so that it has the bits that a
 /// kernel finds for a row of the same values.
 pub(crate) fn square_sum(blocks: &[FloatBlock]) -> f64 {
+    square_sum_on(Present::chosen(), blocks)
+}
+
+crate::compiled::compiled_for_each! {
+    fn square_sum_on(blocks: &[FloatBlock]) -> f64 = square_sum_plain
+}
+
+#[inline(always)]
+fn square_sum_plain(blocks: &[FloatBlock]) -> f64 {
     let mut lanes = [0.0_f64; rows::LANES];
     for block in blocks {
         for (lane, value) in lanes.iter_mut().zip(block.0) {

@@ -4,7 +4,7 @@ use kernels::{CodeLayout, ElementType, Metric, advise_large_pages};
 
 use super::calibrate;
 use super::encode::{self, Encoded};
-use super::format::{Coding, Head};
+use super::format::{Coding, Head, Whole};
 use super::leaves::Lists;
 use super::link::{Adjacency, Linking, Walked};
 use super::points::{Points, Scorer};
@@ -67,7 +67,9 @@ pub fn build(
     control.expect(PASSES * rows.len() as u64);
     let survey = Survey::new(rows, metric, control)?;
     let coding = choose_coding(rows, metric, options, control, &survey)?;
-    let Encoded { codes, points, beside, code_dim, unit } = encode::encode(rows, &coding, &survey, control)?;
+    let whole = choose_whole(rows, metric, &coding, &survey);
+    let Encoded { codes, whole: wholes, points, beside, code_dim, unit } =
+        encode::encode(rows, &coding, whole, &survey, control)?;
     let entries = choose_entries(&points, control.seed);
     let degree = options.m.clamp(16, MAX_DEGREE).next_multiple_of(16);
     let graph = if points.len() == 0 {
@@ -96,10 +98,11 @@ pub fn build(
         entries,
         beside,
         coding,
+        whole,
         efforts: Default::default(),
     };
     let row_map = if has_row_map { to_bytes(&survey.vertices) } else { Vec::new() };
-    let mut sections = vec![head.write(), codes, to_bytes(&graph.neighbors), row_map];
+    let mut sections = vec![head.write(), codes, to_bytes(&graph.neighbors), row_map, wholes];
     drop(graph);
     head.efforts = calibrate::calibrate(rows, &head, &sections, &survey.vertices, control)?;
     sections[0] = head.write();
@@ -181,6 +184,16 @@ fn choose_coding(
         }
     }
     Err(BuildError::Unsupported("no code fits into the bytes given; give at least 64".into()))
+}
+
+/// Whether whole vectors are kept beside the codes: where floats hold whole numbers of one byte, so that candidates are compared without
+/// loss in a quarter or half of the bytes that the caller would read, and only the nearest are given out.
+fn choose_whole(rows: &dyn Rows, metric: Metric, coding: &Coding, survey: &Survey) -> Option<Whole> {
+    let is_wide = matches!(rows.element(), ElementType::F32 | ElementType::F16);
+    let is_short = matches!(coding, Coding::Scalar(layout, _) if !layout.is_whole());
+    let layout = CodeLayout::whole(rows.dim())?;
+    let fits = survey.whole && survey.range.1 - survey.range.0 <= 255.0 && !survey.vertices.is_empty();
+    (is_wide && is_short && fits && metric == Metric::L2).then(|| Whole { layout, shift: survey.range.0 + 128.0 })
 }
 
 /// Vectors of vertices drawn at random, lifted, one after the other.

@@ -2,16 +2,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use kernels::{BytePanels, ElementType, Metric, Query, Vectors};
+use kernels::{BytePanels, ElementType, Metric, Query, Vectors, dot_f32 as dot, largest_magnitude};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::format::{CALIBRATED, Coding, EffortStep, Head};
-use super::linear::{dot, largest};
 use super::points::{key, vertex};
 use super::random::draw;
-use super::search::GraphIndex;
+use super::search::{GraphIndex, Manner};
 use super::source::{block_ranges, each_vector};
 use super::space::{Map, Space};
 use crate::{BuildError, Control, Effort, Request, Resident, Rows, Step};
@@ -166,6 +165,7 @@ impl<'a> EightBits<'a> {
             Coding::Scalar(_, space) => (Some(space), false),
         };
         let (mut panels, mut factors, mut lifted) = (BytePanels::new(), Vec::new(), Vec::new());
+        let mut rounded: Vec<i8> = Vec::new();
         let depth = space.map_or(head.dim, Space::lifted_dim);
         panels.pack(depth, asked.len(), |at, column| match space {
             None => {
@@ -174,11 +174,10 @@ impl<'a> EightBits<'a> {
             }
             Some(space) => {
                 lift_query(space, &asked[at].vector, &mut lifted);
-                let unit = largest(&lifted).max(f32::MIN_POSITIVE) / 127.0;
-                column
-                    .iter_mut()
-                    .zip(&lifted)
-                    .for_each(|(code, value)| *code = (value / unit).round() as i8 as u8 ^ 0x80);
+                let unit = largest_magnitude(&lifted).max(f32::MIN_POSITIVE) / 127.0;
+                rounded.resize(depth, 0);
+                kernels::round_to_bytes(&lifted, 1.0 / unit, &mut rounded);
+                column.iter_mut().zip(&rounded).for_each(|(code, value)| *code = *value as u8 ^ 0x80);
                 factors.push((unit, dot(&lifted, &lifted)));
             }
         });
@@ -214,13 +213,10 @@ impl<'a> EightBits<'a> {
 
     /// Distances of one row to all queries.
     fn distances(&self, lifted: &[f32], row: &mut Vec<i8>, sums: &mut [i32], out: &mut [f32]) {
-        let largest = largest(lifted);
-        let unit = if self.space.is_none() { 1.0 } else { largest.max(f32::MIN_POSITIVE) / 127.0 };
-        row.clear();
-        row.extend(lifted.iter().map(|value| (value / unit + f32::copysign(0.5, *value)) as i8));
+        let unit = if self.space.is_none() { 1.0 } else { largest_magnitude(lifted).max(f32::MIN_POSITIVE) / 127.0 };
         row.resize(self.panels.row_stride(), 0);
-        let excess =
-            if self.space.is_none() { 0 } else { 128 * row.iter().map(|value| i32::from(*value)).sum::<i32>() };
+        let sum = kernels::round_to_bytes(lifted, 1.0 / unit, row);
+        let excess = if self.space.is_none() { 0 } else { 128 * sum };
         self.panels.dots(row, sums);
         let square = dot(lifted, lifted);
         for ((out, sum), (factor, other)) in out.iter_mut().zip(&*sums).zip(&self.factors) {
@@ -327,7 +323,7 @@ fn measure(
             .map(|asked| {
                 control.advance(0)?;
                 let request = Request { query: asked.vectors(), k, matching: None, effort };
-                match index.search_without(&request, &sections, asked.vertex) {
+                match index.search_as(&request, &sections, Manner { hidden: asked.vertex, refines: false }) {
                     Ok(Step::Found(found)) => Ok((asked.hits(&found.candidates, k), found.work.codes)),
                     _ => Ok((Vec::new(), 0)),
                 }

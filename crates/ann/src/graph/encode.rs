@@ -3,8 +3,7 @@
 use kernels::{CodeLayout, Metric, Vectors, advise_large_pages};
 use rayon::prelude::*;
 
-use super::format::Coding;
-use super::linear::largest;
+use super::format::{Coding, Whole};
 use super::points::Points;
 use super::random::draw;
 use super::source::{Survey, block_ranges, each_vector};
@@ -18,6 +17,8 @@ const SAMPLE_ROWS: usize = 1024;
 pub(super) struct Encoded {
     /// The records; empty where those of `points` are the same.
     pub codes: Vec<u8>,
+    /// The records of whole vectors; empty if none are kept.
+    pub whole: Vec<u8>,
     pub points: Points,
     /// Mean squared length of what the codes leave out.
     pub beside: f32,
@@ -31,6 +32,7 @@ pub(super) struct Encoded {
 pub(super) fn encode(
     rows: &dyn Rows,
     coding: &Coding,
+    whole: Option<Whole>,
     survey: &Survey,
     control: &Control,
 ) -> Result<Encoded, BuildError> {
@@ -43,9 +45,9 @@ pub(super) fn encode(
                 Map::Shift(_) => space.dim,
                 Map::Affine(affine) => affine.row_scale.len(),
             };
-            let whole =
+            let built =
                 CodeLayout::whole(code_dim).ok_or_else(|| BuildError::Unsupported("codes are too long".into()))?;
-            encode_scalar(rows, layout, space, survey, control, (whole, code_dim, unit))
+            encode_scalar(rows, layout, space, whole, survey, control, (built, code_dim, unit))
         }
     }
 }
@@ -67,7 +69,7 @@ fn unit(
         let row = survey.vertices[vertex] as usize;
         each_vector(rows, row..row + 1, &mut |_, vector| {
             space.project_row(vector, projected);
-            top = top.max(largest(&projected.vector));
+            top = top.max(kernels::largest_magnitude(&projected.vector));
         })?;
     }
     Ok(if top > 0.0 { top / 120.0 } else { 1.0 })
@@ -77,27 +79,31 @@ fn encode_scalar(
     rows: &dyn Rows,
     layout: &CodeLayout,
     space: &Space,
+    whole: Option<Whole>,
     survey: &Survey,
     control: &Control,
-    (whole, code_dim, unit): (CodeLayout, usize, f32),
+    (build_layout, code_dim, unit): (CodeLayout, usize, f32),
 ) -> Result<Encoded, BuildError> {
     let count = survey.vertices.len();
-    let mut codes = vec![0_u8; if layout.is_whole() { 0 } else { count * layout.bytes() }];
-    let mut built = vec![0_u8; count * whole.bytes()];
-    advise_large_pages(&mut codes);
-    advise_large_pages(&mut built);
-    let blocks = split(rows.len(), survey, &mut built, whole.bytes());
-    let coded = split(rows.len(), survey, &mut codes, if layout.is_whole() { 0 } else { layout.bytes() });
-    let jobs: Vec<_> = blocks.into_iter().zip(coded).collect();
+    let code_bytes = if layout.is_whole() { 0 } else { layout.bytes() };
+    let whole_bytes = whole.map_or(0, |whole| whole.layout.bytes());
+    let [mut codes, mut built, mut wholes] =
+        [code_bytes, build_layout.bytes(), whole_bytes].map(|bytes| vec![0_u8; count * bytes]);
+    [&mut codes, &mut built, &mut wholes].into_iter().for_each(|records| advise_large_pages(records));
+    let blocks = split(rows.len(), survey, &mut built, build_layout.bytes());
+    let coded = split(rows.len(), survey, &mut codes, code_bytes);
+    let kept = split(rows.len(), survey, &mut wholes, whole_bytes);
+    let jobs: Vec<_> = blocks.into_iter().zip(coded).zip(kept).collect();
     let beside: Vec<f64> = jobs
         .into_par_iter()
         .map_init(
             || (Projected::default(), Vec::new()),
-            |(projected, scaled), ((range, vertices, built), (.., coded))| {
+            |(projected, scaled), (((range, vertices, built), (.., coded)), (.., kept))| {
                 control.advance(range.len() as u64)?;
                 let mut beside = 0.0;
-                let mut built = built.chunks_exact_mut(whole.bytes());
+                let mut built = built.chunks_exact_mut(build_layout.bytes());
                 let mut coded = coded.chunks_exact_mut(layout.bytes());
+                let mut kept = kept.chunks_exact_mut(whole_bytes.max(1));
                 let mut vertices = vertices.iter().copied().peekable();
                 each_vector(rows, range, &mut |row, vector| {
                     if vertices.next_if_eq(&(row as u32)).is_none() {
@@ -108,10 +114,15 @@ fn encode_scalar(
                     scaled.clear();
                     scaled.extend(projected.vector.iter().map(|value| value / unit));
                     if let Some(record) = built.next() {
-                        whole.encode(scaled, 0.0, record);
+                        build_layout.encode(scaled, 0.0, record);
                     }
                     if let Some(record) = coded.next() {
                         layout.encode(&projected.vector, projected.beside, record);
+                    }
+                    if let (Some(whole), Some(record)) = (whole, kept.next()) {
+                        scaled.clear();
+                        scaled.extend(vector.iter().map(|value| value - whole.shift));
+                        whole.layout.encode(scaled, 0.0, record);
                     }
                 })?;
                 Ok(beside)
@@ -119,7 +130,8 @@ fn encode_scalar(
         )
         .collect::<Result<_, BuildError>>()?;
     let beside = (beside.iter().sum::<f64>() / count.max(1) as f64) as f32;
-    Ok(Encoded { codes, points: Points::Scalar { layout: whole, dim: code_dim, codes: built }, beside, code_dim, unit })
+    let points = Points::Scalar { layout: build_layout, dim: code_dim, codes: built };
+    Ok(Encoded { codes, whole: wholes, points, beside, code_dim, unit })
 }
 
 fn encode_bits(rows: &dyn Rows, jaccard: bool, survey: &Survey, control: &Control) -> Result<Encoded, BuildError> {
@@ -143,6 +155,7 @@ fn encode_bits(rows: &dyn Rows, jaccard: bool, survey: &Survey, control: &Contro
     })?;
     Ok(Encoded {
         codes: Vec::new(),
+        whole: Vec::new(),
         points: Points::Bits { dim, jaccard, codes },
         beside: 0.0,
         code_dim: dim,

@@ -5,22 +5,24 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8 | magic `SGTAGRPH` |
-//! | 4 | version, 1 |
+//! | 4 | version, 2; files of version 1 are read |
 //! | 4 | CRC-32C of all that follows |
 //! | 1, 1, 1, 1 | metric, element, code (0 bits, 1 affine, 2 shifted), bits of a code |
 //! | 4, 4, 4 | `dim`, rows, vertices |
 //! | 4, 4 | neighbors of a vertex, elements of a code |
-//! | 4 | whether vertices are not simply the rows (0 or 1) |
+//! | 4 | flags: 1, vertices are not simply the rows; 2, there are whole vectors (since version 2) |
 //! | 4·32 | entry points |
 //! | 4 | mean `beside` of the vertices (f32) |
 //! | 4 | length of the rows (f32): inner product only, else 0 |
+//! | *whole vectors*: 4 | what is subtracted from their elements (f32) |
 //! | *shifted*: 4 | what is subtracted (f32) |
 //! | *affine*: 4·`l`, 4·`l`, 4·`c`, `c·l` | mean, inverse scales, row scales (f32), rows (u8): `l` = `dim` (+ 1 for inner product), `c` = elements of a code |
 //! | 3 × (4 + 20·steps) | calibration for k = 1, 10, 100: number of steps; of each recall, stop (f32), beam, rerank, codes (u32) |
 //!
 //! Section 1, the codes: a record per vertex (`kernels::CodeLayout`; bits: whole words of 64). Section 2, the
 //! adjacency: `neighbors` u32 per
-//! vertex. Section 3: the row of each vertex (u32, ascending), or nothing where they are the same.
+//! vertex. Section 3: the row of each vertex (u32, ascending), or nothing where they are the same. Section 4, since version 2: where
+//! vectors of floats hold whole numbers of one byte, these, a record of `kernels::CodeLayout::whole` per vertex; or nothing.
 
 use kernels::{CodeLayout, ElementType, Metric};
 
@@ -29,7 +31,10 @@ use super::{ENTRIES, MAX_DIM};
 use crate::FormatError;
 
 const MAGIC: &[u8; 8] = b"SGTAGRPH";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Flags of the head.
+const HAS_ROW_MAP: u32 = 1;
+const HAS_WHOLE: u32 = 2;
 /// Values of k that efforts are measured for.
 pub(super) const CALIBRATED: [usize; 3] = [1, 10, 100];
 /// Most steps of a calibration, and the widest beam.
@@ -40,6 +45,7 @@ const BEAM_MAX: u32 = 1 << 20;
 pub(super) const CODES: usize = 1;
 pub(super) const ADJACENCY: usize = 2;
 pub(super) const ROWS: usize = 3;
+pub(super) const WHOLE: usize = 4;
 
 /// How vectors are written.
 #[derive(Clone, Debug)]
@@ -48,6 +54,14 @@ pub(super) enum Coding {
     Bits(Metric),
     /// Scalar codes, of vectors in this space.
     Scalar(CodeLayout, Space),
+}
+
+/// Vectors that are kept without loss beside shorter codes: of whole numbers, in a byte each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Whole {
+    pub layout: CodeLayout,
+    /// What is subtracted from an element, so that it is from -128 to 127.
+    pub shift: f32,
 }
 
 /// One measured effort.
@@ -76,6 +90,7 @@ pub(super) struct Head {
     pub entries: [u32; ENTRIES],
     pub beside: f32,
     pub coding: Coding,
+    pub whole: Option<Whole>,
     /// For each of [`CALIBRATED`], cheapest first.
     pub efforts: [Vec<EffortStep>; 3],
 }
@@ -97,13 +112,17 @@ impl Head {
             Coding::Scalar(layout, space) => (1 + u8::from(matches!(space.map, Map::Shift(_))), layout.bits() as u8),
         };
         body.extend([metric_number(self.metric), element_number(self.element), kind, bits]);
-        for count in [self.dim, self.rows, self.vertices, self.degree, self.code_dim, usize::from(self.has_row_map)] {
+        for count in [self.dim, self.rows, self.vertices, self.degree, self.code_dim] {
             body.extend((count as u32).to_le_bytes());
         }
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        let flags = flag(self.has_row_map, HAS_ROW_MAP) | flag(self.whole.is_some(), HAS_WHOLE);
+        body.extend(flags.to_le_bytes());
         self.entries.iter().for_each(|entry| body.extend(entry.to_le_bytes()));
         let mut floats = vec![self.beside];
         if let Coding::Scalar(_, space) = &self.coding {
             floats.push(space.length);
+            floats.extend(self.whole.map(|whole| whole.shift));
             match &space.map {
                 Map::Shift(shift) => floats.push(*shift),
                 Map::Affine(affine) => [&affine.mean, &affine.inverse_scale, &affine.row_scale]
@@ -148,11 +167,11 @@ impl Head {
         if reader.u32()? != crc32c(reader.0) {
             return Err(damaged("the checksum of its head does not fit"));
         }
-        let head = Self::read_body(&mut reader)?;
+        let head = Self::read_body(&mut reader, version)?;
         if reader.0.is_empty() { Ok(head) } else { Err(damaged("its head is longer than its counts say")) }
     }
 
-    fn read_body(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+    fn read_body(reader: &mut Reader<'_>, version: u32) -> Result<Self, FormatError> {
         let metric = Metric::ALL.into_iter().find(|metric| Ok(metric_number(*metric)) == reader.peek(0));
         let element = ElementType::ALL.into_iter().find(|element| Ok(element_number(*element)) == reader.peek(1));
         let (Some(metric), Some(element)) = (metric, element) else { return Err(damaged("unknown metric or element")) };
@@ -160,18 +179,26 @@ impl Head {
         reader.take(4)?;
         let mut count = || reader.u32().map(|count| count as usize);
         let (dim, rows, vertices, degree) = (count()?, count()?, count()?, count()?);
-        let (code_dim, has_row_map) = (count()?, count()?);
+        let (code_dim, flags) = (count()?, reader.u32()?);
+        let (has_row_map, has_whole) = (flags & HAS_ROW_MAP != 0, flags & HAS_WHOLE != 0);
         let is_bits = element == ElementType::Bits;
-        if !(1..=MAX_DIM).contains(&dim) || vertices > rows || rows > i32::MAX as usize || has_row_map > 1 {
+        if !(1..=MAX_DIM).contains(&dim) || vertices > rows || rows > i32::MAX as usize {
             return Err(damaged("its counts of dimensions and rows do not fit"));
         }
         if !degree.is_multiple_of(16) || !(16..=super::MAX_DEGREE).contains(&degree) {
             return Err(damaged("it has an impossible number of neighbors"));
         }
-        if metric.is_for_bits() != is_bits || metric == Metric::L1 || (kind == 0) != is_bits {
+        if metric.is_for_bits() != is_bits
+            || metric == Metric::L1
+            || (kind == 0) != is_bits
+            || has_whole && metric != Metric::L2
+        {
             return Err(damaged("metric, element and codes do not go together"));
         }
-        if has_row_map == 0 && vertices != rows {
+        if flags > if version == 1 { HAS_ROW_MAP } else { HAS_ROW_MAP | HAS_WHOLE } || has_whole && is_bits {
+            return Err(damaged("it has flags that do not exist"));
+        }
+        if !has_row_map && vertices != rows {
             return Err(damaged("rows without a vector are not told apart"));
         }
         let mut entries = [0; ENTRIES];
@@ -182,9 +209,9 @@ impl Head {
             }
         }
         let (beside, length) = (reader.f32()?, reader.f32()?);
+        let whole = if has_whole { Some(reader.whole(dim)?) } else { None };
         let coding = reader.coding(metric, dim, kind, bits, code_dim, length)?;
         let efforts = [reader.efforts()?, reader.efforts()?, reader.efforts()?];
-        let has_row_map = has_row_map == 1;
         Ok(Self {
             metric,
             element,
@@ -197,6 +224,7 @@ impl Head {
             entries,
             beside,
             coding,
+            whole,
             efforts,
         })
     }
@@ -238,6 +266,11 @@ impl<'a> Reader<'a> {
             return Err(damaged("its head is cut off"));
         }
         (0..count).map(|_| self.f32()).collect()
+    }
+
+    fn whole(&mut self, dim: usize) -> Result<Whole, FormatError> {
+        let layout = CodeLayout::whole(dim).ok_or_else(|| damaged("its whole vectors are too long"))?;
+        Ok(Whole { layout, shift: self.f32()? })
     }
 
     fn coding(

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use kernels::BytePanels;
 use rayon::prelude::*;
 
-use super::points::{Points, key};
+use super::points::{self, Points, key};
 use super::random::draw;
 use crate::{BuildError, Control};
 
@@ -21,6 +21,8 @@ pub(super) const LEAF_MAX: usize = 1024;
 const LEADERS_MAX: usize = 1024;
 /// Groups that a vertex goes to, at each level of carving.
 const FANOUT: [usize; 3] = [4, 2, 1];
+/// Neighbors that are collected before the nearest of them are selected, per neighbor wanted.
+const KEYS_PER_NEIGHBOR: usize = 4;
 /// Rows that one matrix product takes.
 const ROWS: usize = 48;
 /// Vertices that share a lock.
@@ -50,6 +52,13 @@ impl Lists {
         out.clear();
         let stripe = self.stripes[vertex as usize / STRIPE].lock().unwrap_or_else(PoisonError::into_inner);
         out.extend_from_slice(&stripe[vertex as usize % STRIPE]);
+    }
+
+    /// How far the last of a full list is: what is farther away cannot enter it any more.
+    fn farthest(&self, vertex: u32) -> f32 {
+        let stripe = self.stripes[vertex as usize / STRIPE].lock().unwrap_or_else(PoisonError::into_inner);
+        let list = &stripe[vertex as usize % STRIPE];
+        list.get(self.k - 1).map_or(f32::INFINITY, |key| points::distance(*key))
     }
 
     /// Merges sorted keys into the list of a vertex. What is kept does not depend on the order of merges: the `k` least of all.
@@ -142,14 +151,25 @@ impl Carver<'_> {
     fn compare_all(&self, leaf: &[u32]) {
         let (mut panels, norms) = (BytePanels::new(), self.norms(leaf));
         panels.pack(self.points.depth(), leaf.len(), |at, column| self.points.column(leaf[at], column));
-        let (mut keys, mut merged) = (Vec::with_capacity(leaf.len()), Vec::with_capacity(self.lists.k));
+        let k = self.lists.k;
+        let (mut keys, mut merged) = (Vec::with_capacity(KEYS_PER_NEIGHBOR * k), Vec::with_capacity(k));
         self.products(leaf, &panels, &norms, &mut Buffers::default(), &mut |at, distances| {
             keys.clear();
-            keys.extend(distances.iter().zip(leaf).map(|(distance, vertex)| key(*distance, *vertex)));
-            keys.swap_remove(at);
-            if keys.len() > self.lists.k {
-                keys.select_nth_unstable(self.lists.k);
-                keys.truncate(self.lists.k);
+            let mut limit = self.lists.farthest(leaf[at]);
+            kernels::each_at_most(distances, limit, |other, distance| {
+                if other != at && distance <= limit {
+                    keys.push(key(distance, leaf[other]));
+                    if keys.len() == KEYS_PER_NEIGHBOR * k {
+                        keys.select_nth_unstable(k - 1);
+                        keys.truncate(k);
+                        limit = points::distance(keys[k - 1]);
+                    }
+                }
+                limit
+            });
+            if keys.len() > k {
+                keys.select_nth_unstable(k - 1);
+                keys.truncate(k);
             }
             keys.sort_unstable();
             self.lists.merge(leaf[at], &keys, &mut merged);

@@ -2,7 +2,7 @@
 //!
 //! Matrices are row-major `Vec<f32>`. Deterministic, whatever the number of threads: every output value is summed by one thread.
 
-use kernels::BytePanels;
+use kernels::{BytePanels, Panels, dot_f32 as dot};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -79,15 +79,18 @@ pub(super) fn rotation(dim: usize, seed: u64) -> Vec<f32> {
 
 /// `left · right`: rows of `inner`, times `inner` rows of `columns`.
 pub(super) fn times(left: &[f32], right: &[f32], inner: usize, columns: usize) -> Vec<f32> {
-    const ROWS: usize = 4;
+    const ROWS: usize = 16;
+    let transposed: Vec<f32> =
+        (0..columns).flat_map(|column| right.iter().skip(column).step_by(columns.max(1)).copied()).collect();
+    let panels = Panels::new(inner, &transposed);
+    let stride = panels.stride();
     let mut product = vec![0.0; left.len() / inner.max(1) * columns];
     product.par_chunks_mut(ROWS * columns).zip(left.par_chunks(ROWS * inner)).for_each(|(out, left)| {
-        for k in 0..inner {
-            let right = &right[k * columns..][..columns];
-            for (out, left) in out.chunks_exact_mut(columns).zip(left.chunks_exact(inner)) {
-                out.iter_mut().zip(right).for_each(|(out, right)| *out += left[k] * right);
-            }
-        }
+        let mut sums = vec![0.0; out.len() / columns * stride];
+        panels.products(left, &mut sums);
+        out.chunks_exact_mut(columns).zip(sums.chunks_exact(stride)).for_each(|(out, sums)| {
+            out.copy_from_slice(&sums[..columns]);
+        });
     });
     product
 }
@@ -109,30 +112,6 @@ fn orthonormalize(rows: &mut [f32], dim: usize) {
     }
 }
 
-/// In sixteen lanes, so that the compiler makes vector instructions of it.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut sums = [0.0_f32; LANES];
-    for (a, b) in a.iter().zip(b) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
-}
-
-/// The largest absolute value, in sixteen lanes.
-pub(super) fn largest(values: &[f32]) -> f32 {
-    let (blocks, rest) = values.as_chunks::<16>();
-    let greater = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [0.0_f32; 16];
-    for block in blocks {
-        lanes.iter_mut().zip(block).for_each(|(lane, value)| *lane = greater(*lane, value.abs()));
-    }
-    lanes.into_iter().chain(rest.iter().map(|value| value.abs())).fold(0.0, greater)
-}
-
 /// Nearly normal values: sums of uniform ones, which need no function that differs between machines.
 pub(super) fn gaussian(count: usize, seed: u64) -> Vec<f32> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -142,6 +121,20 @@ pub(super) fn gaussian(count: usize, seed: u64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_are_those_of_rows_with_columns() {
+        let (rows, inner, columns) = (19, 7, 21);
+        let (left, right) = (gaussian(rows * inner, 1), gaussian(inner * columns, 2));
+        let product = times(&left, &right, inner, columns);
+        assert_eq!(product.len(), rows * columns);
+        for (row, product) in product.chunks_exact(columns).enumerate() {
+            for (column, value) in product.iter().enumerate() {
+                let expected: f32 = (0..inner).map(|k| left[row * inner + k] * right[k * columns + column]).sum();
+                assert!((value - expected).abs() < 1e-5, "{value} {expected}");
+            }
+        }
+    }
 
     #[test]
     fn the_principal_subspace_holds_the_variance_that_was_put_there() {

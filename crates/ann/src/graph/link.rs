@@ -15,6 +15,8 @@ use crate::{BuildError, Control};
 
 /// A neighbor is left out if another one is nearer to it by this factor, in squared distance.
 const ALPHA: f32 = 1.2;
+/// Of those taken, how many are compared with a candidate at once.
+const COMPARED: usize = 8;
 /// Candidates that are pruned at a time, per neighbor wanted.
 const CANDIDATES_PER_NEIGHBOR: usize = 4;
 
@@ -235,7 +237,9 @@ struct Pruner {
     keys: Vec<u64>,
     distances: Vec<f32>,
     vertices: Vec<u32>,
-    alive: Vec<u64>,
+    /// The records of the vertices taken, one after the other, and these in the order in which they are compared.
+    taken: Vec<u8>,
+    order: Vec<u32>,
 }
 
 impl Pruner {
@@ -245,7 +249,8 @@ impl Pruner {
             keys: Vec::new(),
             distances: Vec::new(),
             vertices: Vec::new(),
-            alive: Vec::new(),
+            taken: Vec::new(),
+            order: Vec::new(),
         }
     }
 
@@ -264,32 +269,47 @@ impl Pruner {
         self.keys.extend(found.map(|(score, neighbor)| key(score + norm, *neighbor)));
     }
 
-    /// RobustPrune of the candidates, as Vamana has it: nearest first, each one removes those that it is much nearer to.
+    /// RobustPrune of the candidates, as Vamana has it: nearest first, each is taken that none of those taken is much nearer to.
     ///
-    /// Leaves the keys sorted, and at most `degree` vertices in `chosen`.
+    /// Leaves the keys sorted, and at most `degree` vertices in `chosen`. Those taken are compared from one small block, in an order
+    /// in which what removed a candidate comes sooner for the next: the outcome does not depend on it.
     fn prune(&mut self, points: &Points, degree: usize, chosen: &mut Vec<u32>) {
         self.keys.sort_unstable();
         self.keys.dedup();
         self.keys.truncate(degree * CANDIDATES_PER_NEIGHBOR);
         chosen.clear();
-        self.alive.clear();
-        self.alive.extend_from_slice(&self.keys);
-        while let (Some(nearest), true) = (self.alive.first().copied(), chosen.len() < degree) {
-            chosen.push(vertex(nearest));
-            self.vertices.clear();
-            self.vertices.extend(self.alive[1..].iter().map(|key| vertex(*key)));
-            let norm = points.ask(vertex(nearest), &mut self.asker);
-            self.asker.scores(points.codes(), &self.vertices, &mut self.distances);
-            let mut kept = 0;
-            for at in 1..self.alive.len() {
-                let candidate = self.alive[at];
-                self.alive[kept] = candidate;
-                let between = (self.distances[at - 1] + norm).max(0.0);
-                kept += usize::from(ALPHA * between > distance(candidate));
+        self.taken.clear();
+        self.order.clear();
+        for at in 0..self.keys.len() {
+            if chosen.len() >= degree {
+                break;
             }
-            self.alive.truncate(kept);
+            let candidate = self.keys[at];
+            if !self.is_removed(points, candidate) {
+                chosen.push(vertex(candidate));
+                self.order.push(self.order.len() as u32);
+                self.taken.extend_from_slice(points.record(vertex(candidate)));
+            }
         }
         self.fill(degree / FILLED, chosen);
+    }
+
+    /// Whether one of those taken is much nearer to the candidate than the vertex is that neighbors are chosen for.
+    fn is_removed(&mut self, points: &Points, candidate: u64) -> bool {
+        if self.order.is_empty() {
+            return false;
+        }
+        let norm = points.ask(vertex(candidate), &mut self.asker);
+        for start in (0..self.order.len()).step_by(COMPARED) {
+            let some = &self.order[start..(start + COMPARED).min(self.order.len())];
+            self.asker.scores(&self.taken, some, &mut self.distances);
+            let removes = |score: &f32| ALPHA * (score + norm).max(0.0) <= distance(candidate);
+            if let Some(place) = self.distances.iter().position(removes) {
+                self.order.swap(start + place, (start + place) / 2);
+                return true;
+            }
+        }
+        false
     }
 
     /// Adds the nearest of those left out, up to `degree`: with many vertices alike there would be hardly an edge.

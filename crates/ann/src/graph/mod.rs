@@ -9,6 +9,7 @@
 mod build;
 mod calibrate;
 mod encode;
+mod exact;
 mod format;
 mod leaves;
 mod linear;

@@ -80,7 +80,8 @@ impl Points {
         }
     }
 
-    fn record(&self, vertex: u32) -> &[u8] {
+    /// The record of a vertex.
+    pub(super) fn record(&self, vertex: u32) -> &[u8] {
         &self.codes()[vertex as usize * self.bytes()..][..self.bytes()]
     }
 
@@ -163,10 +164,9 @@ impl Points {
 
     /// Distances from a vertex with `norm`, by its products with others and their norms.
     pub(super) fn distances(&self, norm: f32, excess: i32, products: &[i32], norms: &[f32], out: &mut [f32]) {
-        let pairs = products.iter().zip(norms).zip(out);
         match self {
             Self::Bits { jaccard: true, .. } => {
-                for ((product, other), out) in pairs {
+                for ((product, other), out) in products.iter().zip(norms).zip(out) {
                     let common = *product as f32;
                     *out = if common == 0.0 {
                         1.0
@@ -175,11 +175,7 @@ impl Points {
                     };
                 }
             }
-            _ => {
-                for ((product, other), out) in pairs {
-                    *out = norm + other - 2.0 * (product - excess) as f32;
-                }
-            }
+            _ => kernels::squared_distances(norm, norms, products, excess, out),
         }
     }
 }

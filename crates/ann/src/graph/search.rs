@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 
-use kernels::{BitQuery, CodeQuery, ElementType, Metric, Vectors, prefetch};
+use kernels::{BitQuery, CodeQuery, ElementType, Metric, Vectors, dot_f32, prefetch};
 
-use super::format::{ADJACENCY, CALIBRATED, CODES, Coding, EffortStep, Head, ROWS, damaged};
+use super::exact;
+use super::format::{ADJACENCY, CALIBRATED, CODES, Coding, EffortStep, Head, ROWS, WHOLE, damaged};
 use super::points::Scorer;
+use super::source::widen;
 use super::space::{Measure, Projected};
 use super::walk::{Graph, Reach, Scratch};
 use crate::{Candidate, Effort, FormatError, Found, Index, Request, RowSet, Sections, Step, Work};
@@ -20,8 +22,12 @@ const SCANNED: usize = 64;
 const SCAN_COST: f64 = 0.5;
 /// A query with so much more outside of the codes than the rows have is one of another kind, for which the codes tell less.
 const UNUSUAL: f32 = 1.5;
+/// What a search for an unusual query goes beyond the k-th nearest at least, in parts of the squared distance, before it is widened.
+const UNUSUAL_STOP: f32 = 0.02;
 /// How many times wider the search for an unusual query is, at most.
 const UNUSUAL_MAX: f32 = 8.0;
+/// Bytes of whole vectors that are asked for ahead: what the first-level cache has room for beside the rest.
+const REFINED_AHEAD: usize = 4096;
 /// Share of the missing recall by which a calibrated effort is to be better than what was asked for.
 const MARGIN: f64 = 0.15;
 
@@ -46,6 +52,16 @@ struct Buffers {
     projected: Projected,
     scorer: Option<Scorer>,
     scanned: [Vec<u32>; 2],
+    refined: Refined,
+}
+
+/// Candidates compared without loss, where whole vectors are kept.
+#[derive(Debug, Default)]
+struct Refined {
+    query: Option<CodeQuery>,
+    floats: Vec<f32>,
+    vertices: Vec<u32>,
+    scores: Vec<f32>,
 }
 
 thread_local! {
@@ -78,6 +94,8 @@ struct View<'a> {
     graph: Graph<'a>,
     /// Little-endian u32, one per vertex; absent where vertices are rows.
     rows: Option<&'a [u8]>,
+    /// The records of whole vectors, or nothing.
+    whole: &'a [u8],
 }
 
 impl View<'_> {
@@ -109,10 +127,10 @@ impl Index for GraphIndex {
     fn effort(&self, recall: f64, k: usize) -> Effort {
         let (steps, scale) = self.steps(k);
         let enough = recall + (1.0 - recall) * MARGIN;
-        let step = steps.iter().find(|step| f64::from(step.recall) >= enough.min(0.999));
+        let step = EffortStep::reaching(steps, enough.min(0.999) as f32);
         // None was measured to reach it: twice the most that was.
         let (step, more) = match (step, steps.last()) {
-            (Some(step), _) => (*step, 1.0),
+            (Some(step), _) => (step, 1.0),
             (None, Some(last)) => (EffortStep { stop: f32::INFINITY, ..*last }, 2.0),
             (None, None) => (EffortStep { recall: 0.0, stop: f32::INFINITY, beam: 64, rerank: 32, codes: 0 }, 1.0),
         };
@@ -126,22 +144,35 @@ impl Index for GraphIndex {
         let walked = plan.codes.min(self.head.vertices as f64) as u64;
         let codes = if plan.scans() { plan.matching as u64 } else { walked };
         let hops = if plan.scans() { 0 } else { codes.div_ceil(self.head.degree as u64 / 2).max(1) };
-        let reranked = plan.rerank.min(plan.matching) as u64;
+        let given = if self.head.whole.is_some() { request.k } else { plan.rerank };
+        let reranked = given.min(plan.matching) as u64;
         Work { lists: 0, hops, codes, reranked, bytes: self.bytes(codes, hops) }
     }
 
+    fn exact_distances(&self, query: Vectors<'_>, rows: &[u32], sections: &dyn Sections) -> Option<Vec<f64>> {
+        exact::distances(&self.head, query, rows, sections)
+    }
+
     fn search(&self, request: &Request<'_>, sections: &dyn Sections) -> Result<Step, FormatError> {
-        self.search_without(request, sections, None)
+        self.search_as(request, sections, Manner { hidden: None, refines: true })
     }
 }
 
+/// How a search differs from a usual one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    /// A vertex that is as if it were not there: how a calibration takes a row for a query that is none of the rows.
+    pub hidden: Option<u32>,
+    /// Whether candidates are compared by whole vectors, if there are any, and only the nearest given out.
+    pub refines: bool,
+}
+
 impl GraphIndex {
-    /// As `search`, as if one vertex were not there: how a calibration takes a row for a query that is none of the rows.
-    pub(super) fn search_without(
+    pub(super) fn search_as(
         &self,
         request: &Request<'_>,
         sections: &dyn Sections,
-        hidden: Option<u32>,
+        manner: Manner,
     ) -> Result<Step, FormatError> {
         let view = match self.view(sections)? {
             Ok(view) => view,
@@ -151,8 +182,8 @@ impl GraphIndex {
             return Ok(Step::Found(Found::default()));
         }
         let mut buffers = BUFFERS.take().unwrap_or_default();
-        buffers.walk.hidden = hidden;
-        let found = self.search_in(request, &view, &mut buffers);
+        buffers.walk.hidden = manner.hidden;
+        let found = self.search_in(request, &view, manner.refines, &mut buffers);
         BUFFERS.set(Some(buffers));
         found.map(Step::Found)
     }
@@ -165,12 +196,14 @@ impl GraphIndex {
     fn view<'a>(&self, sections: &'a dyn Sections) -> Result<Result<View<'a>, Wanted>, FormatError> {
         let head = &self.head;
         let row_map = if head.has_row_map { head.vertices * 4 } else { 0 };
+        let whole = head.whole.map_or(0, |whole| head.vertices * whole.layout.bytes());
         let lengths = [
             (CODES, head.vertices * head.record_bytes()),
             (ADJACENCY, head.vertices * head.degree * 4),
             (ROWS, row_map),
+            (WHOLE, whole),
         ];
-        let mut parts: [&[u8]; 3] = [&[]; 3];
+        let mut parts: [&[u8]; 4] = [&[]; 4];
         let mut missing = Vec::new();
         for ((section, length), part) in lengths.into_iter().zip(&mut parts) {
             if sections.len(section) != length {
@@ -182,9 +215,13 @@ impl GraphIndex {
                 None => missing.push((section, 0..length)),
             }
         }
-        let [codes, adjacency, rows] = parts;
+        let [codes, adjacency, rows, whole] = parts;
         let graph = Graph { codes, adjacency, degree: head.degree, vertices: head.vertices };
-        Ok(if missing.is_empty() { Ok(View { graph, rows: head.has_row_map.then_some(rows) }) } else { Err(missing) })
+        Ok(if missing.is_empty() {
+            Ok(View { graph, rows: head.has_row_map.then_some(rows), whole })
+        } else {
+            Err(missing)
+        })
     }
 
     /// The calibration that `k` is nearest to, and how many times as many neighbors are wanted.
@@ -206,10 +243,9 @@ impl GraphIndex {
         let beam = wider(beam).max(rerank);
         let (steps, scale) = self.steps(request.k);
         // What was measured with this effort, or else half of the neighbors of as many vertices as are kept.
-        let measured =
-            steps.iter().find(|step| (step.stop * step.stop - stop).abs() <= 1e-6 && step.beam as usize * 2 >= beam);
+        let measured = EffortStep::stopping(steps, stop.sqrt()).filter(|step| step.beam as usize * 2 >= beam);
         let codes = measured.map_or((beam * self.head.degree) as f64 / 2.0, |step| f64::from(step.codes) * scale);
-        let stop = 1.0 + (stop - 1.0) * unusual;
+        let stop = if unusual > 1.0 { 1.0 + (stop - 1.0).max(UNUSUAL_STOP) * unusual } else { stop };
         let rarity = vertices as f64 / matching.max(1) as f64;
         let beam = ((beam as f64 * rarity) as usize).min(BEAM_MAX).min(vertices).max(1);
         Plan { beam, stop: if stop.is_nan() { f32::INFINITY } else { stop }, rerank, matching, codes: codes * rarity }
@@ -219,7 +255,14 @@ impl GraphIndex {
         codes * self.head.record_bytes() as u64 + hops * self.head.degree as u64 * 4
     }
 
-    fn search_in(&self, request: &Request<'_>, view: &View<'_>, buffers: &mut Buffers) -> Result<Found, FormatError> {
+    fn search_in(
+        &self,
+        request: &Request<'_>,
+        view: &View<'_>,
+        refines: bool,
+        buffers: &mut Buffers,
+    ) -> Result<Found, FormatError> {
+        let refines = refines && self.prepare_refined(request.query, &mut buffers.refined);
         let Some(measure) = self.prepare(request.query, buffers)? else { return Ok(Found::default()) };
         let Some(scorer) = buffers.scorer.take() else { return Ok(Found::default()) };
         let unusual = buffers.projected.beside / self.head.beside.max(f32::MIN_POSITIVE);
@@ -227,7 +270,7 @@ impl GraphIndex {
         let plan = self.plan(request, if self.head.beside > 0.0 { unusual } else { 1.0 });
         let k = request.k.min(plan.matching);
         let mut work = Work::default();
-        let mut nearest = Vec::new();
+        let mut nearest = Vec::with_capacity(plan.rerank.min(SORTED_MAX));
         let walked = !plan.scans() && {
             let reach = Reach { beam: plan.beam, stop: plan.stop, k, shift: measure.shift, results: plan.rerank };
             let filter = request.matching.map(|set| move |vertex: u32| set.contains(view.row(vertex)));
@@ -236,9 +279,8 @@ impl GraphIndex {
             work.hops = buffers.walk.walk(&view.graph, &scorer, entries, &reach, filter);
             work.codes = buffers.walk.visited.count() as u64;
             let results = if filter.is_some() { &buffers.walk.results } else { &buffers.walk.beam };
-            nearest.extend(
-                results.iter().take(plan.rerank).map(|(score, vertex)| self.candidate(view, measure, score, vertex)),
-            );
+            nearest
+                .extend(results.iter().take(plan.rerank).map(|(score, vertex)| self.candidate(measure, score, vertex)));
             results.len() >= k && buffers.walk.covers(k, filter.is_some())
         };
         if !walked {
@@ -246,21 +288,70 @@ impl GraphIndex {
             nearest.clear();
             work.codes += plan.matching as u64;
             self.scan(request.matching, view, &scorer, plan.rerank, buffers, &mut |score, vertex| {
-                nearest.push(self.candidate(view, measure, score, vertex));
+                nearest.push(self.candidate(measure, score, vertex));
             });
         }
         buffers.scorer = Some(scorer);
+        if refines {
+            work.bytes += self.refine(view, k, &mut buffers.refined, &mut nearest);
+        }
+        for candidate in &mut nearest {
+            candidate.row = view.row(candidate.row);
+        }
         if nearest.iter().any(|candidate| candidate.row as usize >= self.head.rows) {
             return Err(damaged("a vertex is of a row that does not exist"));
         }
-        (work.reranked, work.bytes) = (nearest.len() as u64, self.bytes(work.codes, work.hops));
+        work.reranked = nearest.len() as u64;
+        work.bytes += self.bytes(work.codes, work.hops);
         Ok(Found { candidates: nearest, work })
     }
 
-    fn candidate(&self, view: &View<'_>, measure: Measure, score: f32, vertex: u32) -> Candidate {
+    /// A candidate that has the vertex for its row.
+    fn candidate(&self, measure: Measure, score: f32, vertex: u32) -> Candidate {
         let estimate = measure.estimate(score);
         let exact = matches!(self.head.coding, Coding::Bits(_));
-        Candidate { row: view.row(vertex), estimate, bound: if exact { estimate } else { f32::NEG_INFINITY } }
+        Candidate { row: vertex, estimate, bound: if exact { estimate } else { f32::NEG_INFINITY } }
+    }
+
+    /// Whether candidates can be compared without loss: there are whole vectors, and the query is one.
+    fn prepare_refined(&self, query: Vectors<'_>, refined: &mut Refined) -> bool {
+        let Some(whole) = self.head.whole.filter(|_| query.len() == self.head.dim) else { return false };
+        refined.floats.clear();
+        refined.floats.resize(self.head.dim, 0.0);
+        widen(query, &mut refined.floats);
+        refined.floats.iter_mut().for_each(|value| *value -= whole.shift);
+        let mut codes = match refined.query.take() {
+            Some(codes) if *codes.layout() == whole.layout => codes,
+            _ => CodeQuery::new(whole.layout),
+        };
+        codes.set(&refined.floats);
+        refined.query.insert(codes).is_exact()
+    }
+
+    /// Keeps the `k` nearest by whole vectors, nearest first. Returns the bytes read.
+    fn refine(&self, view: &View<'_>, k: usize, refined: &mut Refined, nearest: &mut Vec<Candidate>) -> u64 {
+        let Refined { query: Some(query), floats, vertices, scores } = refined else { return 0 };
+        let bytes = query.layout().bytes();
+        let record = |vertex: u32| view.whole.get(vertex as usize * bytes..).unwrap_or_default();
+        vertices.clear();
+        vertices.extend(nearest.iter().map(|candidate| candidate.row));
+        scores.resize(vertices.len(), 0.0);
+        let ahead = (REFINED_AHEAD / bytes).max(1);
+        vertices.iter().take(ahead).for_each(|vertex| prefetch(record(*vertex)));
+        for (at, (some, scores)) in vertices.chunks(ahead).zip(scores.chunks_mut(ahead)).enumerate() {
+            vertices.iter().skip((at + 1) * ahead).take(ahead).for_each(|vertex| prefetch(record(*vertex)));
+            if query.scores(view.whole, some, scores).is_err() {
+                debug_assert!(false, "the walk found vertices that do not exist");
+                return 0;
+            }
+        }
+        let square = dot_f32(floats, floats);
+        for (candidate, score) in nearest.iter_mut().zip(&*scores) {
+            candidate.estimate = (score + square).max(0.0).sqrt();
+        }
+        nearest.sort_by(|a, b| a.estimate.total_cmp(&b.estimate));
+        nearest.truncate(k);
+        (vertices.len() * bytes) as u64
     }
 
     /// Puts the query into the scorer. `None` if its distances are undefined.
@@ -337,6 +428,39 @@ impl GraphIndex {
         } else {
             results.iter().for_each(|(score, vertex)| show(score, vertex));
         }
+    }
+}
+
+impl EffortStep {
+    /// The least effort that reaches `recall`, by the steps that were measured, cheapest first, and by what lies between two of them.
+    /// More effort gains less and less, so that a mean of two efforts reaches at least the mean of their recalls.
+    fn reaching(steps: &[Self], recall: f32) -> Option<Self> {
+        Self::between(steps, recall, |step| step.recall)
+    }
+
+    /// The effort that ends at `stop`, as above.
+    fn stopping(steps: &[Self], stop: f32) -> Option<Self> {
+        Self::between(steps, stop - 1e-5, |step| step.stop)
+    }
+
+    /// Where `what`, which must ascend, is first at least `wanted`.
+    fn between(steps: &[Self], wanted: f32, what: impl Fn(&Self) -> f32) -> Option<Self> {
+        let at = steps.iter().position(|step| what(step) >= wanted)?;
+        let upper = steps[at];
+        let Some(lower) = at.checked_sub(1).map(|at| steps[at]) else { return Some(upper) };
+        let share = (wanted - what(&lower)) / (what(&upper) - what(&lower));
+        if !(share > 0.0 && upper.stop.is_finite()) {
+            return Some(upper);
+        }
+        let mean = |lower: f32, upper: f32| lower + share * (upper - lower);
+        let count = |lower: u32, upper: u32| mean(lower as f32, upper as f32).ceil() as u32;
+        Some(Self {
+            recall: mean(lower.recall, upper.recall),
+            stop: mean(lower.stop, upper.stop),
+            beam: count(lower.beam, upper.beam),
+            rerank: count(lower.rerank, upper.rerank),
+            codes: count(lower.codes, upper.codes),
+        })
     }
 }
 

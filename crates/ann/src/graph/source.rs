@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
-use kernels::{ElementType, Metric, Vectors};
+use kernels::{ElementType, Metric, Vectors, square_f64};
 use rayon::prelude::*;
 
 use crate::{BuildError, Control, Rows};
@@ -56,7 +56,7 @@ impl Survey {
 
     /// A row without a vector, or whose distances are undefined, is no vertex.
     fn see(&mut self, has: bool, row: usize, vector: &[f32], metric: Metric) {
-        let square = square(vector);
+        let square = square_f64(vector);
         if !has || !square.is_finite() || (metric == Metric::Cosine && square == 0.0) {
             return;
         }
@@ -110,16 +110,4 @@ pub(super) fn widen(vectors: Vectors<'_>, floats: &mut [f32]) {
         Vectors::U8(values) => floats.iter_mut().zip(values).for_each(|(float, value)| *float = f32::from(*value)),
         Vectors::Bits(_) => {}
     }
-}
-
-/// The squared length, in eight lanes of f64, so that the compiler makes vector instructions of it.
-pub(super) fn square(vector: &[f32]) -> f64 {
-    let (blocks, rest) = vector.as_chunks::<8>();
-    let mut sums = [0.0_f64; 8];
-    for block in blocks {
-        for (sum, value) in sums.iter_mut().zip(block) {
-            *sum += f64::from(*value) * f64::from(*value);
-        }
-    }
-    sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()
 }

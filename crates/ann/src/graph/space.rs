@@ -4,10 +4,10 @@
 //! al., "Speeding up the Xbox recommender system", RecSys 2014), 0 for a query. Then about the mean, along the principal axes,
 //! turned at random, so that a few bits per element serve all of them alike.
 
-use kernels::{BytePanels, Metric, Vectors};
+use kernels::{BytePanels, Centered, Metric, Vectors, dot_f32 as dot, square_f64};
 
-use super::linear::{self, dot};
-use super::source::{square, widen};
+use super::linear;
+use super::source::widen;
 
 /// A vector in the space of the codes.
 #[derive(Clone, Debug, Default)]
@@ -81,18 +81,10 @@ impl Affine {
     /// Cost: `dim · rows` integer products and `dim` divisions' worth of floats.
     fn apply(&self, projected: &mut Projected) {
         let Projected { vector, beside, lifted, rounded, sums } = projected;
-        lifted.iter_mut().zip(&self.mean).for_each(|(value, mean)| *value -= mean);
-        let length = dot(lifted, lifted);
-        lifted.iter_mut().zip(&self.inverse_scale).for_each(|(value, scale)| *value *= scale);
-        let largest = linear::largest(lifted);
+        let Centered { square: length, largest } = kernels::center(lifted, &self.mean, &self.inverse_scale);
         let (unit, inverse) = if largest > 0.0 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
         rounded.resize(self.panels.row_stride(), 0);
-        let mut excess = 0_i32;
-        for (rounded, value) in rounded.iter_mut().zip(&*lifted) {
-            let value = *value * inverse;
-            *rounded = (value + f32::copysign(0.5, value)) as i8;
-            excess += i32::from(*rounded);
-        }
+        let excess = kernels::round_to_bytes(lifted, inverse, rounded);
         sums.resize(self.panels.stride(), 0);
         self.panels.dots(rounded, sums);
         vector.clear();
@@ -120,11 +112,11 @@ impl Space {
         lifted.extend_from_slice(row);
         match self.metric {
             Metric::Cosine => {
-                let inverse = (1.0 / square(row).sqrt()) as f32;
+                let inverse = (1.0 / square_f64(row).sqrt()) as f32;
                 lifted.iter_mut().for_each(|value| *value *= inverse);
             }
             Metric::InnerProduct => {
-                let rest = f64::from(self.length) * f64::from(self.length) - square(row);
+                let rest = f64::from(self.length) * f64::from(self.length) - square_f64(row);
                 lifted.push(rest.max(0.0).sqrt() as f32);
             }
             _ => {}
@@ -136,7 +128,7 @@ impl Space {
         projected.lifted.clear();
         projected.lifted.resize(self.dim, 0.0);
         widen(query, &mut projected.lifted);
-        let square = square(&projected.lifted);
+        let square = square_f64(&projected.lifted);
         if !square.is_finite() || (self.metric == Metric::Cosine && square == 0.0) {
             return None;
         }

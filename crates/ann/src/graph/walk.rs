@@ -10,6 +10,9 @@ use super::points::Scorer;
 /// Neighbors that are scored before the beam is looked at again.
 const SCORED: usize = 16;
 
+/// Vertices that are visited together: more codes are on their way from memory while some are scored.
+const TOGETHER: usize = 1;
+
 /// What is walked over. Nothing of it is trusted: a neighbor that is no vertex is passed over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Graph<'a> {
@@ -94,17 +97,27 @@ impl Scratch {
             self.visited.mark(&hidden.to_le_bytes(), &[], 0);
         }
         self.path.clear();
-        self.meet(entries, graph, scorer, reach, filter);
-        while let Some((distance, vertex)) = self.beam.nearest_unvisited() {
-            let kth = self.kth(reach, filter.is_some());
-            if distance > reach.horizon(kth) {
-                break;
+        let seen = self.visited.count();
+        self.visited.mark(entries, graph.codes, scorer.bytes());
+        self.keep(seen, graph, scorer, reach, filter);
+        loop {
+            let (horizon, seen) = (reach.horizon(self.kth(reach, filter.is_some())), self.visited.count());
+            let visited = self.path.len();
+            while let (Some((distance, vertex)), true) =
+                (self.beam.nearest_unvisited(), self.path.len() - visited < TOGETHER)
+            {
+                if distance > horizon {
+                    break;
+                }
+                self.beam.visit_nearest();
+                self.path.push((distance, vertex));
+                self.visited.mark(graph.neighbors(vertex), graph.codes, scorer.bytes());
             }
-            self.beam.visit_nearest();
-            self.path.push((distance, vertex));
-            self.meet(graph.neighbors(vertex), graph, scorer, reach, filter);
+            if self.path.len() == visited {
+                return self.path.len() as u64;
+            }
+            self.keep(seen, graph, scorer, reach, filter);
         }
-        self.path.len() as u64
     }
 
     /// Whether the walk looked at least as far as the `k`-th result is: a beam that is full of vertices nearer than that, all
@@ -119,22 +132,18 @@ impl Scratch {
         if filtered { self.results.distance(reach.k - 1) } else { self.beam.distance(reach.k - 1) }
     }
 
-    /// Scores those of `neighbors` that were not seen, and keeps the near ones.
+    /// Scores what was marked as seen from place `seen` on, and keeps the near ones.
     #[inline]
-    fn meet(
+    fn keep(
         &mut self,
-        neighbors: &[u8],
+        seen: usize,
         graph: &Graph<'_>,
         scorer: &Scorer,
         reach: &Reach,
         filter: Option<&dyn Fn(u32) -> bool>,
     ) {
-        let mut next = self.beam.nearest_unvisited();
-        if let Some((_, vertex)) = next {
-            prefetch(graph.neighbors(vertex));
-        }
-        let seen = self.visited.count();
-        self.visited.mark(neighbors, graph.codes, scorer.bytes());
+        let mut next = self.beam.unvisited::<TOGETHER>();
+        next.into_iter().flatten().for_each(|vertex| prefetch(graph.neighbors(vertex)));
         let unseen = &self.visited.seen()[seen..];
         for unseen in unseen.chunks(SCORED) {
             scorer.scores(graph.codes, unseen, &mut self.scores);
@@ -151,13 +160,11 @@ impl Scratch {
             let kth =
                 if filter.is_some() { self.results.distance(reach.k - 1) } else { self.beam.distance(reach.k - 1) };
             self.beam.insert_all(&self.scores, unseen, reach.horizon(kth));
-            let nearest = self.beam.nearest_unvisited();
-            if nearest != next {
-                if let Some((_, vertex)) = nearest {
-                    prefetch(graph.neighbors(vertex));
-                }
-                next = nearest;
+            let nearest = self.beam.unvisited::<TOGETHER>();
+            for vertex in nearest.into_iter().flatten().filter(|vertex| !next.contains(&Some(*vertex))) {
+                prefetch(graph.neighbors(vertex));
             }
+            next = nearest;
         }
     }
 }

@@ -9,6 +9,8 @@ mod scalar;
 pub use bits::BitQuery;
 pub use scalar::{CodeLayout, CodeQuery};
 
+use crate::isa::Present;
+
 /// Why records could not be compared with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeError {
@@ -49,8 +51,19 @@ fn check(codes: &[u8], record_bytes: usize, records: &[u32], places: usize) -> R
         return Err(CodeError::PlaceCount { places, records: records.len() });
     }
     let present = codes.len() / record_bytes.max(1);
-    match records.iter().copied().max() {
-        Some(record) if record as usize >= present => Err(CodeError::RecordOutOfRange { record, records: present }),
+    match largest(Present::chosen(), records) {
+        record if record as usize >= present && !records.is_empty() => {
+            Err(CodeError::RecordOutOfRange { record, records: present })
+        }
         _ => Ok(()),
     }
+}
+
+crate::compiled::compiled_for_each! {
+    fn largest(records: &[u32]) -> u32 = largest_plain
+}
+
+#[inline(always)]
+fn largest_plain(records: &[u32]) -> u32 {
+    records.iter().fold(0, |largest, record| largest.max(*record))
 }

@@ -6,6 +6,7 @@
 
 use super::CodeError;
 use crate::isa::{Isa, Present};
+use crate::rounding;
 
 /// Bytes of a line.
 const LINE: usize = 64;
@@ -104,32 +105,15 @@ impl CodeLayout {
 
     /// The step of the least squared error among those tried.
     fn best_step(&self, vector: &[f32]) -> f32 {
-        let largest = vector.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let largest = rounding::largest_on(Present::chosen(), vector);
         let full = largest / self.zero;
         if self.bits == 8 || full <= 0.0 || !full.is_finite() {
             return if full.is_finite() { full } else { 0.0 };
         }
         let step = |index: usize| full * (1.0 - 0.75 * index as f32 / STEPS as f32);
-        let best = (0..STEPS).map(|index| (self.squared_error(vector, step(index)), index));
+        let isa = Present::chosen();
+        let best = (0..STEPS).map(|index| (squared_error(isa, vector, step(index), self.zero), index));
         best.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(full, |(_, index)| step(index))
-    }
-
-    /// Of one step, in eight lanes, so that the compiler makes vector instructions of it.
-    fn squared_error(&self, vector: &[f32], step: f32) -> f32 {
-        const LANES: usize = 8;
-        let (inverse, top, zero) = (1.0 / step, ((1_u32 << self.bits) - 1) as f32, self.zero);
-        let error = |value: f32| {
-            let error = value - step * (round((value * inverse + zero).max(0.0).min(top)) - zero);
-            error * error
-        };
-        let (blocks, rest) = vector.as_chunks::<LANES>();
-        let mut sums = [0.0_f32; LANES];
-        for block in blocks {
-            for (sum, value) in sums.iter_mut().zip(block) {
-                *sum += error(*value);
-            }
-        }
-        sums.iter().sum::<f32>() + rest.iter().map(|value| error(*value)).sum::<f32>()
     }
 
     /// Reads a record back: one value per place of `vector`, as the codes have it.
@@ -143,6 +127,56 @@ impl CodeLayout {
             }
         }
     }
+}
+
+crate::compiled::compiled_for_each! {
+    fn signed(lines: &[[u8; LINE]], query: &mut [QueryLine]) -> i32 = signed_plain
+}
+
+/// Writes the codes of a record about 128, zeros in the place of its factors, and returns their sum.
+#[inline(always)]
+fn signed_plain(lines: &[[u8; LINE]], query: &mut [QueryLine]) -> i32 {
+    // Sums of at most 64 lines fit i16.
+    let mut sums = [0_i16; LINE];
+    let last = query.len().saturating_sub(1);
+    for (at, (query, codes)) in query.iter_mut().zip(lines).enumerate() {
+        for (value, code) in query.0.iter_mut().zip(codes) {
+            *value = (code ^ 0x80) as i8;
+        }
+        if at == last {
+            query.0[LINE - FACTORS..].fill(0);
+        }
+        for (sum, value) in sums.iter_mut().zip(&query.0) {
+            *sum = sum.wrapping_add(i16::from(*value));
+        }
+    }
+    sums.iter().map(|sum| i32::from(*sum)).sum()
+}
+
+crate::compiled::compiled_for_each! {
+    /// Of all elements, if they are written as codes with this step and zero.
+    fn squared_error(vector: &[f32], step: f32, zero: f32) -> f32 = squared_error_plain
+}
+
+/// In sixteen lanes, so that the compiler makes vector instructions of it.
+#[inline(always)]
+fn squared_error_plain(vector: &[f32], step: f32, zero: f32) -> f32 {
+    const LANES: usize = 16;
+    let (inverse, top) = (1.0 / step, 2.0 * zero);
+    let error = |value: f32| {
+        let code = value * inverse + zero;
+        let code = if code > 0.0 { code } else { 0.0 };
+        let error = value - step * (round(if code < top { code } else { top }) - zero);
+        error * error
+    };
+    let (blocks, rest) = vector.as_chunks::<LANES>();
+    let mut sums = [0.0_f32; LANES];
+    for block in blocks {
+        for (sum, value) in sums.iter_mut().zip(block) {
+            *sum += error(*value);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|value| error(*value)).sum::<f32>()
 }
 
 /// To the nearest whole number, for values from 0 up to 2^22: the sum leaves no bits for a fraction.
@@ -175,6 +209,7 @@ pub struct CodeQuery {
     factor: f32,
     /// What a sum of products lacks for the codes' zero not being 0.
     offset: f32,
+    is_exact: bool,
     isa: Present,
 }
 
@@ -182,7 +217,13 @@ impl CodeQuery {
     /// A query of zeros, on the instruction set that [`crate::isa()`] chose.
     pub fn new(layout: CodeLayout) -> Self {
         let lines = vec![QueryLine([0; LINE]); layout.lines * layout.planes()];
-        Self { layout, lines, factor: 0.0, offset: 0.0, isa: Present::chosen() }
+        Self { layout, lines, factor: 0.0, offset: 0.0, is_exact: false, isa: Present::chosen() }
+    }
+
+    /// Whether it is a vector of whole numbers that was rounded nowhere, so that its scores with such records are exact (but for what
+    /// f32 rounds of sums beyond 2^24).
+    pub fn is_exact(&self) -> bool {
+        self.is_exact
     }
 
     /// How the records are made that it goes with.
@@ -190,23 +231,18 @@ impl CodeQuery {
         &self.layout
     }
 
-    /// Replaces the vector, rounded to 8 bits by its largest element; whole numbers up to 127 are kept as they are.
-    /// Elements beyond the record's capacity are left out.
+    /// Replaces the vector, rounded to 8 bits by its largest element. Whole numbers from -128 to 127 are kept as they are, if the
+    /// layout is one of whole numbers. Elements beyond the record's capacity are left out.
     pub fn set(&mut self, vector: &[f32]) {
         let vector = &vector[..vector.len().min(self.layout.capacity())];
-        let largest = vector.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let is_whole = self.layout.whole && largest <= 127.0 && vector.iter().all(|value| value.fract() == 0.0);
-        let scale = if is_whole { 1.0 } else { largest / 127.0 };
+        self.is_exact = self.layout.whole && rounding::are_bytes_on(self.isa, vector);
+        let scale = if self.is_exact { 1.0 } else { rounding::largest_on(self.isa, vector) / 127.0 };
         let inverse = if scale > 0.0 && scale.is_finite() { 1.0 / scale } else { 0.0 };
         self.lines.fill(QueryLine([0; LINE]));
         let mut sum = 0_i32;
         for (bytes, plane, elements) in self.layout.segments(vector.len()) {
             let line = &mut self.lines[bytes / LINE * self.layout.planes() + plane];
-            for (place, value) in line.0.iter_mut().zip(&vector[elements]) {
-                // Half is added away from zero; the cast saturates, and takes NaN for 0.
-                *place = (value * inverse + f32::copysign(0.5, *value)) as i8;
-                sum += i32::from(*place);
-            }
+            sum += rounding::round_on(self.isa, &vector[elements], inverse, &mut line.0);
         }
         self.factor = if scale.is_finite() { -2.0 * scale } else { 0.0 };
         self.offset = -self.layout.zero * sum as f32;
@@ -219,17 +255,9 @@ impl CodeQuery {
         if !self.layout.whole || lines.len() < self.layout.lines {
             self.lines.fill(QueryLine([0; LINE]));
         } else {
-            for (line, codes) in self.lines.iter_mut().zip(lines) {
-                line.0.iter_mut().zip(codes).for_each(|(value, code)| *value = (code ^ 0x80) as i8);
-            }
-            if let Some(last) = self.lines.last_mut() {
-                last.0[LINE - FACTORS..].fill(0);
-            }
-            // A line's sum fits i16, in which more lanes are added at a time.
-            let of_line =
-                |line: &QueryLine| line.0.iter().fold(0_i16, |sum, value| sum.wrapping_add(i16::from(*value)));
-            sum = self.lines.iter().map(|line| i32::from(of_line(line))).sum();
+            sum = signed(self.isa, lines, &mut self.lines);
         }
+        self.is_exact = self.layout.whole;
         self.factor = -2.0;
         self.offset = -self.layout.zero * sum as f32;
     }
@@ -508,7 +536,7 @@ mod tests {
     fn whole_numbers_have_exact_distances() {
         let layout = CodeLayout::whole(128).unwrap();
         let mut random = Random::new(1);
-        let mut whole = || (0..128).map(|_| random.below(255) as f32 - 127.0).collect::<Vec<f32>>();
+        let mut whole = || (0..128).map(|_| random.below(256) as f32 - 128.0).collect::<Vec<f32>>();
         let (vector, asked) = (whole(), whole());
         let mut record = vec![0; layout.bytes()];
         layout.encode(&vector, 0.0, &mut record);
