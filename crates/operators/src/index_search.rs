@@ -172,7 +172,17 @@ impl IndexSearch<'_> {
             match self.search_segment(covered, segment, spec, matching) {
                 Way::Found(found) => {
                     self.counts.add(found.work);
-                    addresses.extend(found.candidates.iter().filter_map(|candidate| covered.address(candidate.row)));
+                    let rows: Vec<u32> = found.candidates.iter().map(|candidate| candidate.row).collect();
+                    match self.held_distances(segment, &rows) {
+                        // The index holds the vectors without loss: nobody has to read them.
+                        Some(distances) => {
+                            let found = rows.iter().zip(distances);
+                            found
+                                .filter_map(|(row, distance)| Some((covered.address(*row)?, distance)))
+                                .for_each(|(address, distance)| answered.found.push(distance, address));
+                        }
+                        None => addresses.extend(rows.iter().filter_map(|row| covered.address(*row))),
+                    }
                 }
                 Way::Compare => {
                     self.counts.segments_compared.add(1);
@@ -235,6 +245,11 @@ impl IndexSearch<'_> {
             }
         }
         Way::Compare
+    }
+
+    /// The exact distances of rows out of the index itself, where it can tell them.
+    fn held_distances(&self, segment: &Segment, rows: &[u32]) -> Option<Vec<f64>> {
+        opened(segment).ok()?.exact_distances(self.vector.vector(0), rows, &SegmentBytes(segment))
     }
 
     /// What the index was measured to need for the recall that is wanted, and in its place what the session asks for.
