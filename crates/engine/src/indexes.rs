@@ -15,7 +15,8 @@ use operators::index_build::{BuildControl, SegmentBuild};
 use planner::index_spec::IndexSpec;
 use planner::index_statement::{CreateIndex, IndexStatement};
 use planner::resolve::RelationName;
-use storage::{IndexDefinition, NewIndex, Relation, Role, StorageError, TableEntry, TableName};
+use planner::scalar_index::ScalarSpec;
+use storage::{IndexDefinition, NewIndex, Relation, Role, ScalarIndex, StorageError, TableEntry, TableName};
 
 use crate::definition::now_us;
 use crate::resolver::StatementTables;
@@ -150,7 +151,7 @@ impl Engine {
                 let Relation::Table(entry) = relation else { continue };
                 // A table that cannot be read keeps no other one from its index.
                 let Ok(snapshot) = self.database().snapshot(entry).await else { continue };
-                if !snapshot.indexes().await.indexes.is_empty() {
+                if !snapshot.indexes().await.indexes.is_empty() || !snapshot.scalar_indexes().await?.is_empty() {
                     self.builds().note(&TableName::new(schema, table));
                 }
             }
@@ -177,7 +178,7 @@ impl Engine {
                 tracing::warn!(%table, index = index.name, %error, "an index was not brought up to date");
             }
         }
-        Ok(())
+        self.catch_up_scalar(table, entry, &snapshot).await
     }
 
     /// Builds segments until an index covers the rows: one, or as many as memory takes. It begins if so many rows are uncovered as
@@ -256,6 +257,21 @@ fn spec_of(index: &IndexDefinition) -> Result<IndexSpec> {
     })
 }
 
+/// An index, whatever its column holds.
+enum Found {
+    Vectors(IndexDefinition),
+    Scalar(ScalarIndex),
+}
+
+impl Found {
+    fn name(&self) -> &str {
+        match self {
+            Self::Vectors(index) => &index.name,
+            Self::Scalar(index) => &index.name,
+        }
+    }
+}
+
 /// A build that has ended, however it did.
 struct Ended<'a> {
     engine: &'a Engine,
@@ -294,6 +310,10 @@ impl Session {
                 columns.join(", ")
             )));
         };
+        let method = (create.method.as_deref(), create.operator_class.as_deref());
+        if let Some(spec) = ScalarSpec::parse(method.0, method.1, &create.options, column)? {
+            return self.create_scalar_index(create, &table, &entry, spec).await;
+        }
         let spec =
             IndexSpec::parse(create.method.as_deref(), create.operator_class.as_deref(), &create.options, column)?;
         let name = create.name.clone().unwrap_or_else(|| format!("{}_{}_idx", table.table, create.column));
@@ -310,11 +330,18 @@ impl Session {
     }
 
     async fn drop_index(&self, name: &ObjectName, table: Option<&ObjectName>, if_exists: bool) -> Result<Answer> {
-        let Some((_, entry, index)) = self.find_index(name, table, if_exists).await? else {
-            return Ok(Answer::done("DROP INDEX"));
-        };
-        self.engine().builds().cancel(&index.id);
-        self.engine().database().drop_index(&entry, &index.name, if_exists).await?;
+        let database = self.engine().database();
+        for (table, entry, index) in self.find_index(name, table, if_exists).await? {
+            match index {
+                Found::Vectors(index) => {
+                    self.engine().builds().cancel(&index.id);
+                    database.drop_index(&entry, &index.name, if_exists).await?;
+                }
+                Found::Scalar(index) => {
+                    database.drop_scalar_index(&table, &entry, &index.name).await?;
+                }
+            }
+        }
         Ok(Answer::done("DROP INDEX"))
     }
 
@@ -322,18 +349,27 @@ impl Session {
     async fn reindex(&self, name: Option<&ObjectName>, table: Option<&ObjectName>) -> Result<Answer> {
         let mut all = vec![];
         match (name, table) {
-            (Some(name), table) => all.extend(self.find_index(name, table, false).await?),
+            (Some(name), table) => all = self.find_index(name, table, false).await?,
             (None, Some(table)) => {
                 let (table, entry) = self.indexed(table).await?;
-                let known = self.engine().database().indexes(&entry).await?;
-                all.extend(known.indexes.iter().map(|index| (table.clone(), entry.clone(), index.clone())));
+                let indexes = self.indexes_of(&entry).await?;
+                all.extend(indexes.into_iter().map(|index| (table.clone(), entry.clone(), index)));
             }
             (None, None) => {}
         }
         for (_, _, index) in &all {
-            spec_of(index)?;
+            if let Found::Vectors(index) = index {
+                spec_of(index)?;
+            }
         }
         for (table, entry, index) in all {
+            let index = match index {
+                Found::Vectors(index) => index,
+                Found::Scalar(index) => {
+                    self.rebuild_scalar_index(&table, &entry, &index.name, &index.column).await?;
+                    continue;
+                }
+            };
             self.engine().builds().cancel(&index.id);
             let index = self.engine().database().clear_index(&entry, &index.name).await?;
             self.engine().builds().note(&table);
@@ -355,7 +391,17 @@ impl Session {
         tables.versioned(&RelationName::of_sql(table)?, Role::Write).await
     }
 
-    /// An index by its name, in its table or in all tables of its schema.
+    /// All indexes of a table.
+    async fn indexes_of(&self, entry: &TableEntry) -> Result<Vec<Found>> {
+        let database = self.engine().database();
+        let known = database.indexes(entry).await?;
+        let scalar = database.snapshot(entry).await?.scalar_indexes().await?;
+        let vectors = known.indexes.iter().cloned().map(Found::Vectors);
+        Ok(vectors.chain(scalar.into_iter().map(Found::Scalar)).collect())
+    }
+
+    /// An index by its name, in its table or in all tables of its schema. Two of a table are one: whoever restored a version
+    /// may have brought back an index whose name was given to another one since.
     ///
     /// # Errors
     /// There is none and there must be one; there are several.
@@ -364,7 +410,7 @@ impl Session {
         name: &ObjectName,
         table: Option<&ObjectName>,
         if_exists: bool,
-    ) -> Result<Option<(TableName, TableEntry, IndexDefinition)>> {
+    ) -> Result<Vec<(TableName, TableEntry, Found)>> {
         let is_qualified = name.0.len() > 1;
         let RelationName { schema, table: name } = RelationName::of_sql(name)?;
         let mut found = vec![];
@@ -375,20 +421,20 @@ impl Session {
                     table.schema
                 )));
             }
-            let known = self.engine().database().indexes(&entry).await?;
-            found.extend(known.index(&name).map(|index| (table, entry, index.clone())));
+            let named = self.indexes_of(&entry).await?.into_iter().filter(|index| index.name() == name);
+            found.extend(named.map(|index| (table.clone(), entry.clone(), index)));
         }
-        match (found.pop(), found.pop()) {
-            (Some(one), None) => Ok(Some(one)),
-            (None, _) if if_exists => Ok(None),
-            (None, _) => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("there is no index {name}; SELECT index_name, table_name FROM system.indexes lists them"),
-            )),
+        match (found.first(), found.last()) {
+            (Some((one, ..)), Some((other, ..))) if one == other => Ok(found),
             (Some((one, ..)), Some((other, ..))) => Err(Error::invalid(format!(
                 "there are indexes {name} on {one} and on {other}; name the table: {name} ON {}",
                 one.table
             ))),
+            _ if if_exists => Ok(vec![]),
+            _ => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no index {name}; SELECT index_name, table_name FROM system.indexes lists them"),
+            )),
         }
     }
 

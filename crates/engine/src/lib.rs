@@ -43,6 +43,7 @@ mod resolver;
 mod rights;
 mod roots;
 mod run;
+mod scalar_indexes;
 mod session;
 mod session_settings;
 pub mod substrait;
