@@ -15,9 +15,8 @@ use operators::index_build::{BuildControl, SegmentBuild};
 use planner::index_spec::IndexSpec;
 use planner::index_statement::{CreateIndex, IndexStatement, Named};
 use planner::resolve::RelationName;
-use storage::{
-    IndexDefinition, IndexManifest, NewIndex, Relation, Role, Snapshot, StorageError, TableEntry, TableName,
-};
+use planner::scalar_index::ScalarSpec;
+use storage::{IndexDefinition, NewIndex, Relation, Role, ScalarIndex, Snapshot, StorageError, TableEntry, TableName};
 
 use crate::definition::now_us;
 use crate::resolver::StatementTables;
@@ -164,7 +163,7 @@ impl Engine {
                 let Relation::Table(entry) = relation else { continue };
                 // A table that cannot be read keeps no other one from its index.
                 let Ok(snapshot) = self.database().snapshot(entry).await else { continue };
-                if !snapshot.indexes().await.indexes.is_empty() {
+                if !snapshot.indexes().await.indexes.is_empty() || !snapshot.scalar_indexes().await?.is_empty() {
                     self.builds().note(&TableName::new(schema, table));
                 }
             }
@@ -186,7 +185,7 @@ impl Engine {
                 tracing::warn!(%table, index = index.name, %error, "an index was not brought up to date");
             }
         }
-        Ok(())
+        self.catch_up_scalar(table, entry, &snapshot).await
     }
 
     async fn catch_up_index(
@@ -301,6 +300,21 @@ fn spec_of(index: &IndexDefinition) -> Result<IndexSpec> {
     })
 }
 
+/// An index, whatever its column holds.
+enum Found {
+    Vectors(IndexDefinition),
+    Scalar(ScalarIndex),
+}
+
+impl Found {
+    fn name(&self) -> &str {
+        match self {
+            Self::Vectors(index) => &index.name,
+            Self::Scalar(index) => &index.name,
+        }
+    }
+}
+
 /// A build that has ended, however it did.
 pub(crate) struct Ended<'a> {
     builds: &'a Builds,
@@ -340,6 +354,10 @@ impl Session {
                 columns.join(", ")
             )));
         };
+        let method = (create.method.as_deref(), create.operator_class.as_deref());
+        if let Some(spec) = ScalarSpec::parse(method.0, method.1, &create.options, column)? {
+            return self.create_scalar_index(create, &table, &entry, spec).await;
+        }
         let spec =
             IndexSpec::parse(create.method.as_deref(), create.operator_class.as_deref(), &create.options, column)?;
         let name = create.name.clone().unwrap_or_else(|| format!("{}_{}_idx", table.table, create.column));
@@ -362,11 +380,18 @@ impl Session {
     }
 
     async fn drop_index(&self, name: &ObjectName, table: Option<&ObjectName>, if_exists: bool) -> Result<Answer> {
-        let Some((_, entry, index)) = self.find_index(name, table, if_exists).await? else {
-            return Ok(Answer::done("DROP INDEX"));
-        };
-        self.engine().builds().cancel(&index.id);
-        self.engine().database().drop_index(&entry, &index.name, if_exists).await?;
+        let database = self.engine().database();
+        for (table, entry, index) in self.find_index(name, table, if_exists).await? {
+            match index {
+                Found::Vectors(index) => {
+                    self.engine().builds().cancel(&index.id);
+                    database.drop_index(&entry, &index.name, if_exists).await?;
+                }
+                Found::Scalar(index) => {
+                    database.drop_scalar_index(&table, &entry, &index.name).await?;
+                }
+            }
+        }
         Ok(Answer::done("DROP INDEX"))
     }
 
@@ -374,9 +399,18 @@ impl Session {
     async fn reindex(&self, named: &Named) -> Result<Answer> {
         let all = self.named(named).await?;
         for (_, _, index) in &all {
-            spec_of(index)?;
+            if let Found::Vectors(index) = index {
+                spec_of(index)?;
+            }
         }
         for (table, entry, index) in all {
+            let index = match index {
+                Found::Vectors(index) => index,
+                Found::Scalar(index) => {
+                    self.rebuild_scalar_index(&table, &entry, &index.name, &index.column).await?;
+                    continue;
+                }
+            };
             self.engine().builds().note(&table);
             if !self.rebuilt(&entry, &index).await? {
                 let index = self.engine().database().clear_index(&entry, &index.name).await?;
@@ -389,6 +423,8 @@ impl Session {
     /// Reads indexes and the vectors that they are of, as far as caches hold them, so that the next search finds them in memory.
     async fn prewarm(&self, named: &Named) -> Result<Answer> {
         for (_, entry, index) in self.named(named).await? {
+            // What is in the files of an index on other columns, Lance keeps as it is read.
+            let Found::Vectors(index) = index else { continue };
             let snapshot = self.engine().database().snapshot(&entry).await?;
             let open = snapshot.open_index(&index.name).await?;
             for segment in &open.segments {
@@ -404,39 +440,40 @@ impl Session {
         Ok(Answer::done("PREWARM"))
     }
 
-    /// The indexes that a statement names.
-    async fn named(&self, named: &Named) -> Result<Vec<(TableName, TableEntry, IndexDefinition)>> {
+    /// The indexes that a statement names; where it names a table, a damaged list of indexes is replaced before.
+    async fn named(&self, named: &Named) -> Result<Vec<(TableName, TableEntry, Found)>> {
         match (&named.name, &named.table) {
-            (Some(name), table) => Ok(self.find_index(name, table.as_ref(), false).await?.into_iter().collect()),
+            (Some(name), table) => self.find_index(name, table.as_ref(), false).await,
             (None, Some(table)) => {
                 let (table, entry) = self.indexed(table).await?;
-                let known = self.sound_list(&table, &entry).await?;
-                Ok(known.indexes.iter().map(|index| (table.clone(), entry.clone(), index.clone())).collect())
+                self.mend_list(&table, &entry).await?;
+                let indexes = self.indexes_of(&table, &entry).await?.into_iter();
+                Ok(indexes.map(|index| (table.clone(), entry.clone(), index)).collect())
             }
             (None, None) => Ok(vec![]),
         }
     }
 
-    /// The list of indexes, after a damaged one the newest that can be read.
+    /// Replaces a damaged list of indexes by the newest that can be read.
     ///
     /// # Errors
     /// None of the lists can be read: there are no indexes any more.
-    async fn sound_list(&self, table: &TableName, entry: &TableEntry) -> Result<Arc<IndexManifest>> {
+    async fn mend_list(&self, table: &TableName, entry: &TableEntry) -> Result<()> {
         let database = self.engine().database();
         match database.indexes(entry).await {
             Err(StorageError::Corrupt(_)) => {}
-            other => return Ok(other?),
+            other => return other.map(|_| ()).map_err(Error::from),
         }
         if database.repair_indexes(entry).await? == 0 {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 format!(
-                    "the list of indexes of {table} was damaged and no earlier one can be read: {table} has no index now; \
+                    "the list of indexes of {table} was damaged and no earlier one can be read: {table} has no index on vectors now; \
                      CREATE INDEX makes them anew"
                 ),
             ));
         }
-        Ok(database.indexes(entry).await?)
+        Ok(())
     }
 
     /// Puts one new segment in the place of all of an index, which are used until then. `false` if that takes more memory than half of
@@ -481,7 +518,22 @@ impl Session {
         tables.versioned(&RelationName::of_sql(table)?, Role::Write).await
     }
 
-    /// An index by its name, in its table or in all tables of its schema.
+    /// All indexes of a table.
+    async fn indexes_of(&self, table: &TableName, entry: &TableEntry) -> Result<Vec<Found>> {
+        let database = self.engine().database();
+        let known = database.indexes(entry).await.map_err(|error| {
+            let is_damaged = matches!(error, StorageError::Corrupt(_));
+            let hint = is_damaged.then(|| format!("REINDEX TABLE {table} goes on from the last list that can be read"));
+            let error = Error::from(error);
+            Error { hint: hint.or_else(|| error.hint.clone()), ..error }
+        })?;
+        let scalar = database.snapshot(entry).await?.scalar_indexes().await?;
+        let vectors = known.indexes.iter().cloned().map(Found::Vectors);
+        Ok(vectors.chain(scalar.into_iter().map(Found::Scalar)).collect())
+    }
+
+    /// An index by its name, in its table or in all tables of its schema. Two of a table are one: whoever restored a version
+    /// may have brought back an index whose name was given to another one since.
     ///
     /// # Errors
     /// There is none and there must be one; there are several.
@@ -490,7 +542,7 @@ impl Session {
         name: &ObjectName,
         table: Option<&ObjectName>,
         if_exists: bool,
-    ) -> Result<Option<(TableName, TableEntry, IndexDefinition)>> {
+    ) -> Result<Vec<(TableName, TableEntry, Found)>> {
         let is_qualified = name.0.len() > 1;
         let RelationName { schema, table: name } = RelationName::of_sql(name)?;
         let mut found = vec![];
@@ -501,26 +553,20 @@ impl Session {
                     table.schema
                 )));
             }
-            let known = self.engine().database().indexes(&entry).await.map_err(|error| {
-                let is_damaged = matches!(error, StorageError::Corrupt(_));
-                let hint =
-                    is_damaged.then(|| format!("REINDEX TABLE {table} goes on from the last list that can be read"));
-                let error = Error::from(error);
-                Error { hint: hint.or_else(|| error.hint.clone()), ..error }
-            })?;
-            found.extend(known.index(&name).map(|index| (table, entry, index.clone())));
+            let named = self.indexes_of(&table, &entry).await?.into_iter().filter(|index| index.name() == name);
+            found.extend(named.map(|index| (table.clone(), entry.clone(), index)));
         }
-        match (found.pop(), found.pop()) {
-            (Some(one), None) => Ok(Some(one)),
-            (None, _) if if_exists => Ok(None),
-            (None, _) => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("there is no index {name}; SELECT index_name, table_name FROM system.indexes lists them"),
-            )),
+        match (found.first(), found.last()) {
+            (Some((one, ..)), Some((other, ..))) if one == other => Ok(found),
             (Some((one, ..)), Some((other, ..))) => Err(Error::invalid(format!(
                 "there are indexes {name} on {one} and on {other}; name the table: {name} ON {}",
                 one.table
             ))),
+            _ if if_exists => Ok(vec![]),
+            _ => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no index {name}; SELECT index_name, table_name FROM system.indexes lists them"),
+            )),
         }
     }
 

@@ -44,6 +44,7 @@ mod resolver;
 mod rights;
 mod roots;
 mod run;
+mod scalar_indexes;
 mod session;
 mod session_settings;
 pub mod substrait;

@@ -53,6 +53,21 @@ pub fn with_values(expr: Expr, values: &[ScalarValue]) -> Result<Expr> {
     .data()
 }
 
+/// The expression with some value of its type for each parameter.
+///
+/// # Errors
+/// A parameter without a type.
+pub(crate) fn with_any_values(expr: Expr) -> Result<Expr> {
+    expr.transform(|expr| match &expr {
+        Expr::Placeholder(Placeholder { id, field }) => match field {
+            Some(field) => Ok(Transformed::yes(Expr::Literal(ScalarValue::new_default(field.data_type())?, None))),
+            None => plan_err!("parameter {id} has no type"),
+        },
+        _ => Ok(Transformed::no(expr)),
+    })
+    .data()
+}
+
 /// The value of the parameter of this name, `$1` and so on.
 pub fn value_of<'a>(id: &str, values: &'a [ScalarValue]) -> Option<&'a ScalarValue> {
     let number: usize = id.strip_prefix('$')?.parse().ok()?;

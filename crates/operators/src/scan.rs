@@ -36,6 +36,8 @@ pub struct TableScanExec {
     columns: Vec<String>,
     filters: Vec<Expr>,
     limit: Option<usize>,
+    /// The indexes that its filter asks, as EXPLAIN shows them.
+    indexes: Vec<String>,
     partitions: Vec<Option<ScanPartition>>,
     partitions_max: usize,
     properties: Arc<PlanProperties>,
@@ -99,13 +101,13 @@ impl TableScanExec {
     /// A parameter without a value.
     pub(crate) fn bound(&self, snapshot: Snapshot, values: &[ScalarValue]) -> Result<Option<Self>> {
         let filters = self.filters.iter().map(|filter| with_values(filter.clone(), values)).collect::<Result<_>>()?;
-        let (name, columns) = (self.name.clone(), self.columns.clone());
-        let bound = Self::try_new(name, snapshot, columns, filters, self.limit, self.partitions_max)?;
+        let (name, columns, indexes) = (self.name.clone(), self.columns.clone(), self.indexes.clone());
+        let bound = Self::try_new(name, snapshot, columns, filters, self.limit, indexes, self.partitions_max)?;
         Ok((bound.partitions.len() == self.partitions.len()).then_some(bound))
     }
 
     /// A scan of `columns`, cut into at most `partitions` parts. A limit is kept in one part: each part would
-    /// otherwise read up to the limit.
+    /// otherwise read up to the limit. So are `indexes`, those that the filters ask: each part would ask anew.
     ///
     /// # Errors
     /// A column that the snapshot does not have.
@@ -115,6 +117,7 @@ impl TableScanExec {
         columns: Vec<String>,
         filters: Vec<Expr>,
         limit: Option<usize>,
+        indexes: Vec<String>,
         partitions: usize,
     ) -> Result<Self> {
         let schema = if columns.is_empty() {
@@ -124,6 +127,7 @@ impl TableScanExec {
         };
         let mut parts: Vec<Option<ScanPartition>> = match limit {
             Some(_) => vec![],
+            None if !indexes.is_empty() => vec![],
             None => snapshot.partitions(partitions.max(1)).into_iter().map(Some).collect(),
         };
         if parts.is_empty() {
@@ -141,6 +145,7 @@ impl TableScanExec {
             columns,
             filters,
             limit,
+            indexes,
             partitions: parts,
             partitions_max: partitions,
             properties,
@@ -161,6 +166,9 @@ impl DisplayAs for TableScanExec {
         write!(f, "TableScanExec: table={} version={version}, columns=[{}]", self.name, self.columns.join(", "))?;
         if let Some(filter) = conjunction(self.filters.clone()) {
             write!(f, ", filter by Lance: {filter}")?;
+        }
+        if !self.indexes.is_empty() {
+            write!(f, ", index={}", self.indexes.join(" and "))?;
         }
         if let Some(limit) = self.limit {
             write!(f, ", limit={limit}")?;

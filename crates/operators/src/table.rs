@@ -11,11 +11,14 @@ use datafusion::common::{Statistics, not_impl_err, stats::Precision};
 use datafusion::datasource::sink::DataSinkExec;
 use datafusion::error::Result;
 use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use planner::resolve::{ROW_ADDRESS, Searchable, SearchableTable};
 use storage::{Database, Snapshot, TableEntry, TableName};
 
+use crate::bind::with_any_values;
+use crate::external;
 use crate::insert::AppendSink;
 use crate::scan::TableScanExec;
 
@@ -103,12 +106,18 @@ impl TableProvider for SnapshotTable {
             None => self.schema.fields().iter().map(|field| field.name().clone()).collect(),
         };
         let config = state.config_options();
+        let indexes = match conjunction(filters.to_vec()) {
+            // Which index is asked does not depend on the values of parameters.
+            Some(filter) => self.snapshot.indexes_for(&with_any_values(filter)?).await.map_err(external)?,
+            None => vec![],
+        };
         let plan = TableScanExec::try_new(
             self.name.clone(),
             self.snapshot.clone(),
             columns,
             filters.to_vec(),
             limit,
+            indexes,
             config.execution.target_partitions,
         )?;
         Ok(Arc::new(plan))

@@ -122,8 +122,8 @@ impl IndexSpec {
         let method = method.unwrap_or("auto").to_lowercase();
         let mut family = family(&method)?;
         let Some(vectors) = VectorType::of_field(column) else {
-            return not_impl_err!(
-                "CREATE INDEX on {}, which holds no vectors, is not built yet; predicates on it are evaluated by a scan",
+            return plan_err!(
+                "{} holds no vectors, which the method {method} is for; write USING btree or USING bitmap for predicates on it",
                 column.name()
             );
         };
@@ -258,14 +258,12 @@ fn family(method: &str) -> Result<Family> {
             Family::Ivf { lists: None, code: ListCode::Product { bits: 4, dims: 2 }, spill: true, score_threshold: 0.0 }
         }
         "flat" => Family::Flat { code: ListCode::Rabitq(RABITQ_BITS) },
-        "btree" | "bitmap" | "hash" | "inverted" | "gin" | "brin" => {
-            return not_impl_err!("indexes of the method {method} are not built yet; there are {METHODS}");
-        }
         _ => return plan_err!("there is no index method {method}; there are {METHODS}"),
     })
 }
 
-const METHODS: &str = "auto, graph (also hnsw, diskann, vamana), ivf (also ivf_rabitq), ivf_flat (also ivfflat), ivf_sq8, ivf_sq4, ivf_pq, scann, flat";
+const METHODS: &str = "auto, graph (also hnsw, diskann, vamana), ivf (also ivf_rabitq), ivf_flat (also ivfflat), ivf_sq8, ivf_sq4, ivf_pq, scann and flat for \
+     vectors, btree (also hash), bitmap, zonemap (also brin), bloom_filter, label_list, ngram and inverted for all else";
 
 /// The metric of an operator class of pgvector, or of its plain name.
 fn metric_of_class(class: &str) -> Result<Metric> {
@@ -448,7 +446,7 @@ mod tests {
     fn what_does_not_exist_is_an_error_that_says_what_does() {
         for (method, class, options, says) in [
             ("quadtree", None, &[][..], "there are auto, graph"),
-            ("btree", None, &[], "not built yet"),
+            ("scann", None, &[], "not built yet"),
             ("hnsw", Some("vector_foo_ops"), &[], "vector_cosine_ops"),
             ("hnsw", Some("vector_l1_ops"), &[], "not built yet"),
             ("hnsw", Some("bit_hamming_ops"), &[], "hamming"),

@@ -23,6 +23,7 @@ pub mod resolve;
 pub mod rewrite;
 pub mod rules;
 mod same_names;
+pub mod scalar_index;
 pub mod settings;
 pub mod sql_text;
 pub mod sql_type;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures::{StreamExt, TryStreamExt};
-use lance_table::format::{Fragment, Manifest};
+use lance_table::format::{Fragment, IndexMetadata, Manifest};
 use lance_table::io::commit::{ManifestLocation, ManifestNamingScheme};
 use lance_table::io::deletion::relative_deletion_file_path;
 use lance_table::io::manifest::{read_manifest, read_manifest_indexes};
@@ -317,7 +317,7 @@ impl References<'_> {
         Ok(())
     }
 
-    /// The number of a version, the files it names in the table's folder, and its indices.
+    /// The number of a version, the files it names in the table's folder, and its indices whose files it does not name.
     async fn named_by(
         &self,
         meta: &ObjectMeta,
@@ -337,8 +337,14 @@ impl References<'_> {
         let indices = guard(&what, read_manifest_indexes(store, &location, &manifest)).await?;
         // Lance's own bookkeeping is listed among the indices and has no files.
         let own = indices.iter().filter(|index| index.base_id.is_none() && !index.name.starts_with("__lance"));
-        let indices = own.map(|index| index.uuid.to_string());
-        Ok((manifest.version, names(&manifest), indices.collect()))
+        let (listed, unlisted): (Vec<_>, Vec<_>) = own.partition(|index| index.files.is_some());
+        let file_names = |index: &&IndexMetadata| {
+            let folder = format!("_indices/{}", index.uuid);
+            index.files.iter().flatten().map(|file| format!("{folder}/{}", file.path)).collect::<Vec<_>>()
+        };
+        let mut named = names(&manifest);
+        named.extend(listed.iter().flat_map(file_names));
+        Ok((manifest.version, named, unlisted.iter().map(|index| index.uuid.to_string()).collect()))
     }
 
     async fn is_there(&self, location: &Path) -> Result<bool> {

@@ -1,9 +1,10 @@
 //! Which filters Lance evaluates exactly as DataFusion would, so that a scan may take them over. Conservative: what is
 //! not proven here stays a filter above the scan. Nothing is evaluated here.
 
+use arrow::array::Array;
 use arrow::datatypes::{DataType, Schema};
 use datafusion::common::{Column, ScalarValue};
-use datafusion::logical_expr::expr::{InList, Placeholder};
+use datafusion::logical_expr::expr::{InList, Placeholder, ScalarFunction};
 use datafusion::logical_expr::{Between, BinaryExpr, Cast, Expr, Like, Operator};
 
 use crate::snapshot::Snapshot;
@@ -16,7 +17,8 @@ const DEPTH_MAX: usize = 200;
 
 impl Snapshot {
     /// True if [`Snapshot::scan`] evaluates `expr` exactly: AND, OR and NOT over comparisons, IS [NOT] NULL, IN,
-    /// BETWEEN and LIKE of plain columns of scalar types with literals of the same type, and constants.
+    /// BETWEEN and LIKE of plain columns of scalar types with literals of the same type, `contains` of a text,
+    /// `array_has`, `array_has_any` and `array_has_all` of a list, and constants.
     pub fn can_filter(&self, expr: &Expr) -> bool {
         is_predicate(expr, &self.schema(), DEPTH_MAX)
     }
@@ -54,9 +56,37 @@ fn is_predicate(expr: &Expr, schema: &Schema, depth: usize) -> bool {
                 && same_type(&[expr, pattern], schema)
                 && matches!(value_type(expr, schema), Some(DataType::Utf8 | DataType::LargeUtf8))
         }
+        Expr::ScalarFunction(call) => is_lookup(call, schema),
         Expr::Column(_) => value_type(expr, schema) == Some(DataType::Boolean),
         // What the optimizer makes of a predicate that was handed down already: `id IS NULL` where there is no NULL.
         Expr::Literal(ScalarValue::Boolean(_), _) => true,
+        _ => false,
+    }
+}
+
+/// Functions that an index may answer, of a column and a constant of the type that belongs to it.
+fn is_lookup(call: &ScalarFunction, schema: &Schema) -> bool {
+    let [Expr::Column(column), Expr::Literal(value, _)] = call.args.as_slice() else { return false };
+    let Some(data_type) = field_type(column, schema) else { return false };
+    match (call.name(), &data_type) {
+        ("contains", DataType::Utf8 | DataType::LargeUtf8) => !value.is_null() && value.data_type() == data_type,
+        ("array_has", DataType::List(item)) => {
+            is_scalar(item.data_type()) && !value.is_null() && value.data_type() == *item.data_type()
+        }
+        ("array_has_any" | "array_has_all", DataType::List(item)) => {
+            is_scalar(item.data_type()) && values_of(value, item.data_type())
+        }
+        _ => false,
+    }
+}
+
+/// True for a list of values of this type, none of them NULL.
+fn values_of(list: &ScalarValue, item: &DataType) -> bool {
+    match list {
+        ScalarValue::List(list) => {
+            let values = list.values();
+            list.is_valid(0) && !values.is_empty() && values.null_count() == 0 && values.data_type() == item
+        }
         _ => false,
     }
 }
@@ -112,16 +142,25 @@ fn value_type(expr: &Expr, schema: &Schema) -> Option<DataType> {
 }
 
 fn column_type(column: &Column, schema: &Schema) -> Option<DataType> {
+    field_type(column, schema).filter(is_scalar)
+}
+
+/// The type of a column that can be handed to Lance by its name.
+fn field_type(column: &Column, schema: &Schema) -> Option<DataType> {
     let name = &column.name;
-    if !is_plain_name(name) {
-        return None;
-    }
     let field = schema.fields().iter().find(|field| field.name() == name)?;
+    is_unambiguous(name, schema).then(|| field.data_type().clone())
+}
+
+/// True if Lance finds this very column by its name, and holds what it says in it.
+pub(crate) fn is_unambiguous(name: &str, schema: &Schema) -> bool {
     // Lance looks names up without regard to case when it finds no exact match; two such names are a trap.
-    let alike = schema.fields().iter().filter(|other| other.name().eq_ignore_ascii_case(name)).count();
-    // Extension types (JSON, blobs) are turned into something else on the way out.
-    let plain = !field.metadata().contains_key("ARROW:extension:name");
-    (alike == 1 && plain && is_scalar(field.data_type())).then(|| field.data_type().clone())
+    let mut alike = schema.fields().iter().filter(|other| other.name().eq_ignore_ascii_case(name));
+    match (alike.next(), alike.next()) {
+        // Extension types (JSON, blobs) are turned into something else on the way out.
+        (Some(field), None) => is_plain_name(name) && !field.metadata().contains_key("ARROW:extension:name"),
+        _ => false,
+    }
 }
 
 /// Lance reads dots and quotes in a name as a path.
@@ -136,7 +175,7 @@ fn literal_type(value: &ScalarValue) -> Option<DataType> {
     (!value.is_null() && is_scalar(&data_type)).then_some(data_type)
 }
 
-fn is_scalar(data_type: &DataType) -> bool {
+pub(crate) fn is_scalar(data_type: &DataType) -> bool {
     use DataType::{
         Boolean, Date32, Date64, Decimal128, Float32, Float64, Int8, Int16, Int32, Int64, LargeUtf8, Time32, Time64,
         Timestamp, UInt8, UInt16, UInt32, UInt64, Utf8,

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::optimize::{CompactionOptions, CompactionTask, IndexRemapMode, compact_files, plan_compaction};
+use lance::dataset::optimize::{
+    CompactionOptions, CompactionTask, IndexRemapMode, TaskData, compact_files, plan_compaction,
+};
 use lance::dataset::transaction::{Operation, RewriteGroup};
 use lance_core::utils::tokio::get_num_compute_intensive_cpus;
 use lance_table::format::{DataFile, Fragment};
@@ -29,6 +31,10 @@ use crate::index::moved::Copies;
 use crate::scan::{SCAN_BUFFER_BYTES, SCAN_BUFFER_BYTES_MIN, scan_batch_bytes};
 use crate::snapshot::{FragmentShape, Snapshot, guard};
 use crate::turn::{Turn, gone};
+
+mod bins;
+
+use bins::{Worth, bins};
 
 /// Rounds of one statement, at most; each rewrites what was changed during the one before.
 const ROUNDS_MAX: u32 = 32;
@@ -69,8 +75,8 @@ pub struct OptimizeReport {
 impl Database {
     /// Merges small fragments and rewrites those of which a tenth is deleted. Older versions stay readable. Others
     /// write meanwhile; they wait for the commits, and for the rewriting only if rows of the same
-    /// fragments are changed again and again (and where another program has put an index of Lance on the table). Rows
-    /// that are appended meanwhile are not merged. Dropped before its end it leaves files that VACUUM removes.
+    /// fragments are changed again and again (and where another program has put an index of vectors of Lance on the table).
+    /// Rows that are appended meanwhile are not merged. Indexes on columns without vectors are brought up to date. Dropped before its end it leaves files that VACUUM removes.
     ///
     /// Cost: the rows of these fragments are read and written, a few tasks of about a million rows at once; under the
     /// turn the manifest alone, which is also all that a dry run reads.
@@ -86,7 +92,7 @@ impl Database {
         if dry_run || plan.tasks.is_empty() {
             return Ok(OptimizeReport { fragments_before, fragments_after: plan.fragments_after(), version: None });
         }
-        let made = if is_plain(&plan.snapshot) {
+        let made = if plan.is_plain {
             self.optimize_in_rounds(name, entry, plan).boxed().await
         } else {
             self.optimize_in_turn(name, entry).boxed().await
@@ -96,11 +102,21 @@ impl Database {
             Err(error) => return Err(self.gone_or(name, entry, error).await),
         };
         let version = made.as_ref().map(Snapshot::version);
+        if version.is_some() {
+            self.catch_up_after(name, entry).await;
+        }
         let newest = match made {
             Some(made) => made,
             None => self.snapshot(entry).await?,
         };
         Ok(OptimizeReport { fragments_before, fragments_after: newest.fragments().len() as u64, version })
+    }
+
+    /// Has indexes cover the rows where they stand now. What fails is tried again after the next change.
+    async fn catch_up_after(&self, name: &TableName, entry: &TableEntry) {
+        if let Err(error) = self.update_scalar_indexes(name, entry, 1).await {
+            tracing::warn!(table = %name, %error, "the indexes of a table do not cover the rewritten rows yet");
+        }
     }
 
     /// Rewrites and commits until nothing is left to do. Returns the last version made.
@@ -180,7 +196,7 @@ impl Database {
     }
 
     /// The error, or that the table is gone: then what was written into its folder goes too.
-    async fn gone_or(&self, name: &TableName, entry: &TableEntry, error: StorageError) -> StorageError {
+    pub(crate) async fn gone_or(&self, name: &TableName, entry: &TableEntry, error: StorageError) -> StorageError {
         match self.catalog().await {
             Ok(catalog) if !catalog.has_table(&entry.id) => {
                 self.remove_files(&entry.location).await;
@@ -218,19 +234,20 @@ fn tasks_at_once(bytes: usize) -> usize {
     (bytes / TASK_BYTES).min(get_num_compute_intensive_cpus()).clamp(1, TASKS_AT_ONCE_MAX)
 }
 
-/// True for a table as we make them. Indexes of Lance, stable row ids and overlays are the work of other programs, and
-/// rewriting must keep up with them.
-fn is_plain(snapshot: &Snapshot) -> bool {
-    let manifest = snapshot.dataset().manifest();
-    manifest.index_section.is_none()
-        && !manifest.uses_stable_row_ids()
+/// True for a table as we make them. Indexes of vectors of Lance, stable row ids and overlays are the work of other
+/// programs, and rewriting must keep up with them.
+async fn is_plain(snapshot: &Snapshot) -> Result<bool> {
+    Ok(!snapshot.dataset().manifest().uses_stable_row_ids()
         && snapshot.fragments().iter().all(|fragment| fragment.metadata.overlays.is_empty())
+        && snapshot.has_only_plain_indexes().await?)
 }
 
 /// What is worth rewriting in one version.
 struct Plan {
     snapshot: Snapshot,
     tasks: Vec<CompactionTask>,
+    /// Whether it is a table as we make them.
+    is_plain: bool,
     /// Tasks that run at once.
     at_once: usize,
 }
@@ -242,9 +259,13 @@ impl Plan {
             |fragment: &&FragmentShape| fragment.metadata.files.iter().any(|file| written.contains(&file.path));
         let excluded = snapshot.fragments().iter().filter(is_ours).map(|fragment| fragment.id).collect();
         let what = format!("cannot optimize {}", snapshot.location());
-        let plan = guard(&what, plan_compaction(snapshot.dataset(), &options(&snapshot, bytes, excluded)?)).await?;
-        let tasks = plan.compaction_tasks().collect();
-        Ok(Self { snapshot, tasks, at_once: tasks_at_once(bytes) })
+        let options = options(&snapshot, bytes, excluded)?;
+        let is_plain = is_plain(&snapshot).await?;
+        let tasks = match is_plain {
+            true => tasks_of(&snapshot, &options),
+            false => guard(&what, plan_compaction(snapshot.dataset(), &options)).await?.compaction_tasks().collect(),
+        };
+        Ok(Self { snapshot, tasks, is_plain, at_once: tasks_at_once(bytes) })
     }
 
     /// Fragments of the table if each task makes one.
@@ -255,7 +276,7 @@ impl Plan {
 
     /// Writes the new fragments; no version names them yet.
     async fn rewrite(self) -> Result<Rewritten> {
-        let Self { snapshot, tasks, at_once } = self;
+        let Self { snapshot, tasks, at_once, .. } = self;
         let what = format!("cannot optimize {}", snapshot.location());
         let dataset = snapshot.dataset();
         let parts: Vec<Part> = futures::stream::iter(tasks)
@@ -265,6 +286,18 @@ impl Plan {
             .await?;
         Ok(Rewritten { snapshot: snapshot.clone(), parts })
     }
+}
+
+fn tasks_of(snapshot: &Snapshot, options: &CompactionOptions) -> Vec<CompactionTask> {
+    let worth =
+        Worth { rows: options.target_rows_per_fragment as u64, deleted: options.materialize_deletions_threshold };
+    let bins = bins(snapshot.fragments(), worth, |fragment| options.excluded_fragment_ids.contains(&fragment.id));
+    let task = |fragments| CompactionTask {
+        task: TaskData { fragments },
+        read_version: snapshot.version(),
+        options: options.clone(),
+    };
+    bins.into_iter().map(task).collect()
 }
 
 async fn rewrite_part(dataset: &Dataset, task: CompactionTask, what: &str) -> Result<Part> {
@@ -351,7 +384,7 @@ impl Rewritten {
     /// Commits the parts that are right in the version of the turn. `None`: none is.
     async fn commit(&self, turn: Turn) -> Result<Option<Landed>> {
         let head = turn.snapshot().clone();
-        let right = self.right_in(&head);
+        let right = self.right_in(&head).await?;
         if right.is_empty() {
             return Ok(None);
         }
@@ -370,15 +403,15 @@ impl Rewritten {
     }
 
     /// The parts that may take their places in `head`, in the order of rows.
-    fn right_in(&self, head: &Snapshot) -> Vec<Placed<'_>> {
+    async fn right_in(&self, head: &Snapshot) -> Result<Vec<Placed<'_>>> {
         // Columns that came or went need no new files, so the fragments would not tell.
-        if !is_plain(head) || self.snapshot.dataset().schema() != head.dataset().schema() {
-            return vec![];
+        if !is_plain(head).await? || self.snapshot.dataset().schema() != head.dataset().schema() {
+            return Ok(vec![]);
         }
         let placed = self.parts.iter().filter_map(|part| Some((part.place_in(head.fragments())?, part)));
         let mut placed: Vec<Placed<'_>> = placed.collect();
         placed.sort_by_key(|(place, _)| place.start);
-        placed
+        Ok(placed)
     }
 }
 

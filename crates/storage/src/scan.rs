@@ -10,11 +10,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array};
 use arrow::compute::{cast, take as take_array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::Column;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use lance::dataset::scanner::{FragmentSlice, Scanner};
 use lance::dataset::{ProjectionRequest, TakeBuilder};
@@ -40,6 +40,9 @@ const UNPACKED: u64 = 4;
 /// Batches that Lance may decode at once for one scan.
 const BATCH_READ_AHEAD: usize = 2;
 
+/// The same for a scan that asks an index: it is not cut into partitions, each of which would ask anew.
+const BATCH_READ_AHEAD_INDEXED: usize = 4;
+
 /// Partitions are not cut smaller than this many rows.
 const PARTITION_ROWS_MIN: u64 = 16 * 1024;
 
@@ -62,6 +65,20 @@ pub struct ScanRequest {
     /// About so many bytes are in memory at once: half of it what is read ahead, the rest the batches that are being
     /// decoded. Batches that were handed out are not counted.
     pub buffer_bytes: usize,
+}
+
+impl ScanRequest {
+    /// The addresses of all rows for which a filter is true.
+    pub(crate) fn of_addresses(filter: &Expr) -> Self {
+        Self {
+            columns: vec![ROW_ADDRESS.to_owned()],
+            filter: Some(filter.clone()),
+            limit: None,
+            partition: None,
+            batch_rows: 8192,
+            buffer_bytes: SCAN_BUFFER_BYTES_MIN,
+        }
+    }
 }
 
 /// Bytes of one batch of a scan with such a buffer, at most.
@@ -170,12 +187,7 @@ impl Snapshot {
         let what: Arc<str> = format!("cannot read {}", self.location()).into();
         let opened = {
             let what = what.clone();
-            async move {
-                let scanner = snapshot.scanner(&request).await?;
-                let stream = scanner.try_into_stream().await;
-                let stream = stream.map_err(|error| StorageError::from_lance(&what, error).while_pinned())?;
-                Ok::<_, StorageError>(stream)
-            }
+            async move { snapshot.opened(&request, &what).await }
         };
         let rows = futures::stream::once(opened.map(|opened| opened.map_err(DataFusionError::from)))
             .map_ok({
@@ -196,32 +208,32 @@ impl Snapshot {
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, guarded)))
     }
 
-    /// What Lance will do to answer `filter`, for EXPLAIN: the scalar indexes asked, or the columns read.
-    ///
-    /// # Errors
-    /// [`StorageError::Invalid`] if [`Snapshot::can_filter`] says no.
-    pub async fn explain_filter(&self, filter: &Expr) -> Result<String> {
-        let request = ScanRequest {
-            columns: vec![ROW_ADDRESS.to_owned()],
-            filter: Some(filter.clone()),
-            limit: None,
-            partition: None,
-            batch_rows: 8192,
-            buffer_bytes: SCAN_BUFFER_BYTES_MIN,
-        };
-        if !self.can_filter(filter) {
-            return Err(StorageError::invalid(format!("the filter {filter} cannot be evaluated while reading")));
+    /// The rows as Lance reads them. Where an index fails, they are read without it.
+    async fn opened(
+        &self,
+        request: &ScanRequest,
+        what: &str,
+    ) -> Result<BoxStream<'static, lance::Result<RecordBatch>>> {
+        let failed = |error| StorageError::from_lance(what, error).while_pinned();
+        let mut scanner = self.scanner(request).await?;
+        let opened = scanner.try_into_stream().await.map_err(failed);
+        if request.filter.is_none() || self.dataset().manifest().index_section.is_none() {
+            return Ok(opened?.boxed());
         }
-        let scanner = self.scanner(&request).await?;
-        let plan = Box::pin(scanner.explain_plan(false)).await;
-        let plan = plan.map_err(|error| StorageError::from_lance("cannot explain a filter", error))?;
-        let index = plan.lines().map(str::trim).find(|line| line.starts_with("ScalarIndexQuery"));
-        let mut columns: Vec<&str> = filter.column_refs().into_iter().map(Column::name).collect();
-        columns.sort_unstable();
-        Ok(match index {
-            Some(index) => index.replacen("ScalarIndexQuery: query=", "scalar index: ", 1),
-            None => format!("read of {}", columns.join(", ")),
-        })
+        let first = async {
+            let mut stream = opened?;
+            let first = stream.next().await.transpose().map_err(failed)?;
+            Ok(futures::stream::iter(first.map(Ok)).chain(stream).boxed())
+        };
+        let first = AssertUnwindSafe(first).catch_unwind().await;
+        match first.unwrap_or_else(|panic| Err(panicked(what, panic.as_ref()))) {
+            Err(StorageError::Unavailable(failure)) => Err(StorageError::Unavailable(failure)),
+            Err(error) => {
+                tracing::error!(%error, "rows are read again, without indexes; CHECK TABLE finds damage, REINDEX repairs it");
+                Ok(scanner.use_scalar_index(false).try_into_stream().await.map_err(failed)?.boxed())
+            }
+            Ok(stream) => Ok(stream),
+        }
     }
 
     /// The rows with these addresses, in this order, repeated where an address is. Cost: random reads, one per row and
@@ -325,7 +337,7 @@ impl Snapshot {
     }
 
     /// Lance's scanner for `request`.
-    async fn scanner(&self, request: &ScanRequest) -> Result<Scanner> {
+    pub(crate) async fn scanner(&self, request: &ScanRequest) -> Result<Scanner> {
         let failed = |error| StorageError::from_lance(format!("cannot plan a scan of {}", self.location()), error);
         let mut scanner = Scanner::new(self.dataset().clone());
         let stored: Vec<&str> =
@@ -345,10 +357,13 @@ impl Snapshot {
         if let Some(limit) = request.limit {
             scanner.limit(Some(i64::try_from(limit).unwrap_or(i64::MAX)), None).map_err(failed)?;
         }
+        let asks_index = request.filter.is_some()
+            && request.partition.is_none()
+            && self.dataset().manifest().index_section.is_some();
         scanner
             .scan_in_order(true)
             .io_buffer_size(request.buffer_bytes as u64 / 2)
-            .batch_readahead(BATCH_READ_AHEAD)
+            .batch_readahead(if asks_index { BATCH_READ_AHEAD_INDEXED } else { BATCH_READ_AHEAD })
             .batch_size(self.batch_rows(&stored, request)?);
         if let Some(partition) = &request.partition {
             self.restrict(&mut scanner, partition).await?;

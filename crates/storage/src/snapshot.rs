@@ -12,7 +12,7 @@ use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lance_core::datatypes::Schema as LanceSchema;
 use lance_file::version::ConcreteFileVersion;
-use lance_table::format::Fragment;
+use lance_table::format::{Fragment, IndexMetadata};
 use roaring::RoaringBitmap;
 use tokio::sync::OnceCell;
 
@@ -42,6 +42,8 @@ struct Inner {
     shared: Shared,
     /// What indexes cover, by the `id` of the index: what it was worked out for, and the outcome.
     coverages: Mutex<HashMap<String, (Stamp, CoverageCell)>>,
+    /// The indexes that the manifest lists, once they were read.
+    lance_indexes: OnceCell<Arc<Vec<IndexMetadata>>>,
 }
 
 /// The number of a list of indexes, and how many segments had been found damaged.
@@ -123,8 +125,9 @@ impl Snapshot {
         let schema = Arc::new(Schema::new(fields));
         let format = dataset.manifest().data_storage_format.lance_file_format();
         let can_cut = known && format != ConcreteFileVersion::V1;
-        let coverages = Mutex::default();
-        let inner = Inner { dataset, schema, location, rows, bytes, fragments, can_cut, shared, coverages };
+        let (coverages, lance_indexes) = (Mutex::default(), OnceCell::new());
+        let inner =
+            Inner { dataset, schema, location, rows, bytes, fragments, can_cut, shared, coverages, lance_indexes };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -241,6 +244,11 @@ impl Snapshot {
                 cell
             }
         }
+    }
+
+    /// Where the indexes are kept that the manifest lists (`scalar_index.rs`).
+    pub(crate) fn lance_index_cell(&self) -> &OnceCell<Arc<Vec<IndexMetadata>>> {
+        &self.inner.lance_indexes
     }
 
     /// The number of a column, which no other column ever has.

@@ -15,7 +15,7 @@ use super::world::{Content, KEY, Values, World, find, is_definite, read, tags, t
 use crate::error::Result;
 use crate::fixtures::faulty::{Faulty, next};
 use crate::fixtures::{definition, name, open, stream};
-use crate::{AsOf, Change, CreateMode, Database, IdempotencyKey, NewDefault, Once, TableDefinition};
+use crate::{AsOf, Change, CreateMode, Database, IdempotencyKey, NewDefault, NewScalarIndex, Once, TableDefinition};
 
 /// Statements of a run.
 const STEPS: u32 = 40;
@@ -168,7 +168,8 @@ impl Run {
             75..83 => self.optimize(&database).await,
             83..88 => self.vacuum(&database).await,
             88..94 => self.add_column(&database).await,
-            94..96 => self.truncate(&database).await,
+            94..95 => self.truncate(&database).await,
+            95..98 => self.index(&database).await,
             _ => self.replace(&database).await,
         };
         self.settle(&format!("seed {} step {step}: {what}", self.seed), allowed).await;
@@ -438,6 +439,27 @@ impl Run {
         let field = Field::new(column, DataType::Int64, true);
         let outcome = async { database.add_column(&name("t"), &there(database).await?, &field, default).await };
         done("add column", outcome.await, &self.world, after)
+    }
+
+    /// Makes, updates, rebuilds or drops an index, which changes no row.
+    async fn index(&mut self, database: &Database) -> Done {
+        let t = name("t");
+        let way = self.random(5);
+        let outcome = async {
+            let entry = there(database).await?;
+            match way {
+                0 | 1 => {
+                    let (index, column) = ("i".to_owned(), "a".to_owned());
+                    let method = if way == 0 { "btree" } else { "zonemap" }.to_owned();
+                    let new = NewScalarIndex { name: index, column, method, parameters: None };
+                    database.create_scalar_index(&t, &entry, new).await.map(|()| true)
+                }
+                2 => database.update_scalar_indexes(&t, &entry, 1).await.map(|_| true),
+                3 => database.rebuild_scalar_index(&t, &entry, "i").await.map(|()| true),
+                _ => database.drop_scalar_index(&t, &entry, "i").await,
+            }
+        };
+        done("index", outcome.await, &self.world, self.world.clone())
     }
 
     async fn truncate(&mut self, database: &Database) -> Done {

@@ -1,16 +1,17 @@
 //! What a table must hold: its rows and tags as a model knows them, and how the real ones are read to be compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef, UInt64Type};
+use datafusion::logical_expr::{col, lit};
 use futures::TryStreamExt;
 
 use crate::error::Result;
 use crate::fixtures::{name, request};
 use crate::snapshot::guard;
-use crate::{Database, ROW_ADDRESS, Relation, Snapshot, StorageError, TableEntry};
+use crate::{Database, ROW_ADDRESS, Relation, ScanRequest, Snapshot, StorageError, TableEntry};
 
 /// The key of each row, `INT NOT NULL`. All other columns are `BIGINT`.
 pub(super) const KEY: &str = "id";
@@ -79,7 +80,22 @@ pub(super) async fn read(snapshot: &Snapshot) -> Result<(Content, BTreeMap<i32, 
         }
     }
     assert_eq!(content.rows.len() as u64, snapshot.row_count(), "the count of version {}", snapshot.version());
+    check_predicate(snapshot, &content).await?;
     Ok((content, addresses))
+}
+
+/// What a predicate on the first column keeps, asked of its index if it has one, is what it keeps of the rows.
+async fn check_predicate(snapshot: &Snapshot, content: &Content) -> Result<()> {
+    let values: Vec<i64> = content.rows.values().filter_map(|values| *values.first()?).collect();
+    let Some(bound) = values.get(values.len() / 2).copied() else { return Ok(()) };
+    let filter = col(&content.columns[0]).gt_eq(lit(bound));
+    let rows = snapshot.scan(ScanRequest { filter: Some(filter), ..request(&[KEY]) })?;
+    let batches: Vec<RecordBatch> = rows.try_collect().await.map_err(StorageError::from_scan)?;
+    let keys = batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int32Type>().values().to_vec());
+    let keys: BTreeSet<i32> = keys.collect();
+    let expected = content.rows.iter().filter(|(_, values)| values[0] >= Some(bound)).map(|(key, _)| *key);
+    assert_eq!(keys, expected.collect(), "a predicate at version {}", snapshot.version());
+    Ok(())
 }
 
 /// The tags of a table.

@@ -90,6 +90,11 @@ impl Database {
         self.check_holds(name, entry).await?;
         let snapshot = self.snapshot(entry).await?;
         snapshot.vector_chunks(&new.column)?;
+        // Its columns may have indexes of another kind (`scalar_index.rs`), whose names count too.
+        if snapshot.lance_indexes().await?.iter().any(|other| other.name == new.name) {
+            let text = format!("index {} is on table {name} already; DROP INDEX it first", new.name);
+            return Err(StorageError::already_exists(text));
+        }
         let definition = IndexDefinition {
             id: Uuid::new_v4().to_string(),
             name: new.name,
