@@ -13,7 +13,7 @@ use operators::physical::SagittaPlanner;
 use planner::settings::Settings;
 use storage::{Database, OpenOptions};
 
-use crate::indexes::Builds;
+use crate::index_builds::Builds;
 use crate::memory::{Held, Memory};
 use crate::password::Passwords;
 use crate::queries::Queries;

@@ -26,6 +26,7 @@ mod error;
 mod explain;
 mod files;
 mod import;
+mod index_builds;
 mod index_merges;
 mod index_tables;
 mod indexes;

@@ -219,10 +219,17 @@ impl Snapshot {
         self.fragments().iter().map(|fragment| fragment.rows).sum::<u64>() / 4
     }
 
-    /// The rows of some fragments that a filter selects.
+    /// The rows of some fragments that a filter selects. An index is asked where it is about all of them.
     async fn select(&self, request: &SelectionRequest, fragments: &[u32]) -> Result<Vec<(u32, RoaringBitmap)>> {
-        let parts =
-            self.partitions_among(request.partitions_max, |fragment| fragments.binary_search(&fragment).is_ok());
+        let filled = self.fragments().iter().filter(|fragment| fragment.rows > 0).count();
+        let asks_index = filled == fragments.len() && !self.indexes_for(&request.filter).await?.is_empty();
+        let parts: Vec<Option<ScanPartition>> = match asks_index {
+            true => vec![None],
+            false => {
+                let is_wanted = |fragment| fragments.binary_search(&fragment).is_ok();
+                self.partitions_among(request.partitions_max, is_wanted).into_iter().map(Some).collect()
+            }
+        };
         let under_way = parts.into_iter().map(|part| {
             let (snapshot, request) = (self.clone(), request.clone());
             SpawnedTask::spawn(async move { snapshot.select_part(&request, part).await })
@@ -240,13 +247,13 @@ impl Snapshot {
     async fn select_part(
         &self,
         request: &SelectionRequest,
-        partition: ScanPartition,
+        partition: Option<ScanPartition>,
     ) -> Result<Vec<(u32, RoaringBitmap)>> {
         let scan = ScanRequest {
             columns: vec![ROW_ADDRESS.to_owned()],
             filter: Some(request.filter.clone()),
             limit: None,
-            partition: Some(partition),
+            partition,
             batch_rows: request.batch_rows,
             buffer_bytes: request.buffer_bytes,
         };
