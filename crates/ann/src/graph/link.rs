@@ -3,7 +3,7 @@
 //!
 //! Every step computes each vertex's neighbors from the step before, so the graph does not depend on the number of threads.
 
-use kernels::{CodeLayout, CodeQuery, advise_large_pages};
+use kernels::{CodeLayout, CodeQuery, advise_large_pages, prefetch};
 use rayon::prelude::*;
 
 use super::format::Coding;
@@ -15,6 +15,8 @@ use crate::{BuildError, Control};
 
 /// A neighbor is left out if another one is nearer to it by this factor, in squared distance.
 const ALPHA: f32 = 1.2;
+/// Candidates that are asked for before it is their turn.
+const AHEAD: usize = 4;
 /// Of those taken, how many are compared with a candidate at once.
 const COMPARED: usize = 8;
 /// Candidates that are pruned at a time, per neighbor wanted.
@@ -128,11 +130,11 @@ impl Linking {
                 Ok(())
             },
         )?;
-        let both = self.with_reverse(points, &first, control)?;
+        let both = self.with_reverse(points, &first, Crowded::LeaveOut, control)?;
         drop(first);
         let refined = self.refine(points, walked, &both, &lists, control)?;
         drop((both, lists));
-        let mut graph = self.with_reverse(points, &refined, control)?;
+        let mut graph = self.with_reverse(points, &refined, Crowded::Prune, control)?;
         super::reach::connect(&mut graph, &self.entries, points.len());
         Ok(graph)
     }
@@ -172,8 +174,14 @@ impl Linking {
         )
     }
 
-    /// Adds the reverse of every edge, and prunes where there are too many.
-    fn with_reverse(&self, points: &Points, graph: &Adjacency, control: &Control) -> Result<Adjacency, BuildError> {
+    /// Adds the reverse of every edge, and does with those that are too many what `crowded` says.
+    fn with_reverse(
+        &self,
+        points: &Points,
+        graph: &Adjacency,
+        crowded: Crowded,
+        control: &Control,
+    ) -> Result<Adjacency, BuildError> {
         let reverse = Reverse::new(graph, points.len());
         Adjacency::of_each(
             points.len(),
@@ -184,9 +192,9 @@ impl Linking {
                 chosen.clear();
                 chosen.extend(graph.of(vertex));
                 let incoming = reverse.of(vertex);
-                if chosen.len() + incoming.len() <= self.degree {
+                if crowded == Crowded::LeaveOut || chosen.len() + incoming.len() <= self.degree {
                     incoming.iter().for_each(|neighbor| {
-                        if !chosen.contains(neighbor) {
+                        if chosen.len() < self.degree && !chosen.contains(neighbor) {
                             chosen.push(*neighbor);
                         }
                     });
@@ -199,6 +207,15 @@ impl Linking {
             },
         )
     }
+}
+
+/// What is done with more reverse edges than a vertex has places for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Crowded {
+    /// They are left out, whichever they are: enough for a graph that is walked once, to find better neighbors.
+    LeaveOut,
+    /// All edges of the vertex are pruned.
+    Prune,
 }
 
 /// From where edges come, for every vertex.
@@ -285,6 +302,9 @@ impl Pruner {
                 break;
             }
             let candidate = self.keys[at];
+            if let Some(later) = self.keys.get(at + AHEAD) {
+                prefetch(points.record(vertex(*later)));
+            }
             if !self.is_removed(points, candidate) {
                 chosen.push(vertex(candidate));
                 self.order.push(self.order.len() as u32);
