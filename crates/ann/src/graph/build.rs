@@ -193,7 +193,7 @@ fn choose_whole(rows: &dyn Rows, metric: Metric, coding: &Coding, survey: &Surve
     let is_short = matches!(coding, Coding::Scalar(layout, _) if !layout.is_whole());
     let layout = CodeLayout::whole(rows.dim())?;
     let fits = survey.whole && survey.range.1 - survey.range.0 <= 255.0 && !survey.vertices.is_empty();
-    (is_wide && is_short && fits && metric == Metric::L2).then(|| Whole { layout, shift: survey.range.0 + 128.0 })
+    (is_wide && is_short && fits && metric == Metric::L2).then_some(Whole { layout, shift: survey.range.0 + 128.0 })
 }
 
 /// Vectors of vertices drawn at random, lifted, one after the other.

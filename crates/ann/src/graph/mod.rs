@@ -4,7 +4,10 @@
 //! turned into a space where all metrics are Euclidean (`space.rs`) and written in few bits (`kernels::CodeLayout`). What effort
 //! reaches which recall is measured at the end of the build (`calibrate.rs`) and kept in the head (`format.rs`).
 //!
-//! Not here: the exact comparison of the candidates, which is the caller's.
+//! Floats that hold whole numbers of one byte are kept without loss beside the codes: candidates are compared by them, and their exact
+//! distances told (`exact.rs`).
+//!
+//! Not here: the exact comparison of all other candidates, which is the caller's.
 
 mod build;
 mod calibrate;

@@ -140,15 +140,11 @@ fn signed_plain(lines: &[[u8; LINE]], query: &mut [QueryLine]) -> i32 {
     let mut sums = [0_i16; LINE];
     let last = query.len().saturating_sub(1);
     for (at, (query, codes)) in query.iter_mut().zip(lines).enumerate() {
-        for lane in 0..LINE {
-            query.0[lane] = (codes[lane] ^ 0x80) as i8;
-        }
+        query.0 = codes.map(|code| (code ^ 0x80) as i8);
         if at == last {
             query.0[LINE - FACTORS..].fill(0);
         }
-        for lane in 0..LINE {
-            sums[lane] = sums[lane].wrapping_add(i16::from(query.0[lane]));
-        }
+        sums.iter_mut().zip(query.0).for_each(|(sum, value)| *sum = sum.wrapping_add(i16::from(value)));
     }
     sums.iter().fold(0_i32, |sum, lane| sum.wrapping_add(i32::from(*lane)))
 }
