@@ -446,7 +446,6 @@ mod tests {
     fn what_does_not_exist_is_an_error_that_says_what_does() {
         for (method, class, options, says) in [
             ("quadtree", None, &[][..], "there are auto, graph"),
-            ("scann", None, &[], "not built yet"),
             ("hnsw", Some("vector_foo_ops"), &[], "vector_cosine_ops"),
             ("hnsw", Some("vector_l1_ops"), &[], "not built yet"),
             ("hnsw", Some("bit_hamming_ops"), &[], "hamming"),
