@@ -22,8 +22,8 @@ SEED = int(os.environ.pop("SAGITTA_PROPERTY_SEED", "20261201"))
 STEPS = int(os.environ.pop("SAGITTA_PROPERTY_STEPS", "12"))
 SHOWS_FIGURES = bool(os.environ.pop("SAGITTA_PROPERTY_FIGURES", ""))
 RECALL_MARGIN = 0.03
-# Of searches that an index could serve and that are worth it, so many must have used one.
-USED_SHARE = 1 / 3
+# Of searches that an index could serve and that are worth it, so many must have used one; a machine that is busy builds late.
+USED_SHARE = 1 / 5
 # An average of fewer searches says little.
 SEARCHES_MIN = 30
 
