@@ -332,7 +332,7 @@ def test_keys_are_told(server):
         ("SELECT nope FROM docs", adbc_driver_manager.ProgrammingError, "no column"),
         ("CREATE TABLE docs (a INT)", adbc_driver_manager.ProgrammingError, "already exists"),
         ("INSERT INTO docs (id) VALUES (1)", adbc_driver_manager.ProgrammingError, "1"),
-        ("CREATE INDEX i ON docs USING btree (id)", adbc_driver_manager.NotSupportedError, "not built"),
+        ("CREATE INDEX i ON docs USING graph (emb vector_l1_ops)", adbc_driver_manager.NotSupportedError, "not built"),
         ("SELECT * FROM docs ORDER BY emb <-> '[1, 2]' LIMIT 1", adbc_driver_manager.ProgrammingError, "2 .*3|3 .*2"),
         ("SELECT 1; SELECT 2", adbc_driver_manager.ProgrammingError, "2 statements"),
         ("SET exact = on", adbc_driver_manager.ProgrammingError, "no session"),
