@@ -100,11 +100,12 @@ pub fn build(
         coding,
         whole,
         efforts: Default::default(),
+        far: vec![],
     };
     let row_map = if has_row_map { to_bytes(&survey.vertices) } else { Vec::new() };
     let mut sections = vec![head.write(), codes, to_bytes(&graph.neighbors), row_map, wholes];
     drop(graph);
-    head.efforts = calibrate::calibrate(rows, &head, &sections, &survey.vertices, control)?;
+    (head.efforts, head.far) = calibrate::calibrate(rows, &head, &sections, &survey.vertices, control)?;
     sections[0] = head.write();
     control.advance(rows.len() as u64)?;
     Ok(Payload { sections: sections.into_iter().map(|bytes| Section { tier: Tier::Pinned, bytes }).collect() })

@@ -1,4 +1,5 @@
-//! Which effort reaches which recall: measured, on rows held as queries and on mixtures of rows, which lie where rows are rare.
+//! Which effort reaches which recall: measured, on rows held as queries, on mixtures of rows, which lie where rows are rare, and on
+//! queries unlike the rows (`far.rs`).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,7 +8,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::format::{CALIBRATED, Coding, EffortStep, Head};
+use super::far::{self, FAR_ASKED};
+use super::format::{CALIBRATED, Coding, EffortStep, Far, Head};
 use super::points::{key, vertex};
 use super::random::draw;
 use super::search::{GraphIndex, Manner};
@@ -23,21 +25,37 @@ const NEIGHBORS: usize = 6400;
 const SHORTLIST: usize = 160;
 /// Share of a mixture that is of its first row.
 const SHARE: f32 = 0.7;
-/// The stops that are tried, with the widest useful beam.
-const STOPS: [f32; 9] = [1.0, 1.01, 1.02, 1.03, 1.045, 1.06, 1.08, 1.11, 1.15];
+/// The stops that are tried, and the vertices that are kept beside `k`: the widest useful beam.
+const LADDER: [(f32, usize); 13] = [
+    (1.0, 24),
+    (1.01, 48),
+    (1.02, 72),
+    (1.03, 96),
+    (1.045, 120),
+    (1.06, 144),
+    (1.08, 168),
+    (1.11, 192),
+    (1.15, 216),
+    (1.2, 240),
+    (1.3, 300),
+    (1.4, 420),
+    (1.5, 600),
+];
+/// A recall beyond which nothing is tried, for queries like the rows and for others.
+const ENOUGH: [f32; 2] = [0.9985, 0.992];
 /// Recall that a smaller rerank may cost, of what a step reaches.
 const RERANK_LOSS: f64 = 0.0015;
 
 /// A query of the calibration, and its true neighbors.
-struct Asked {
-    vector: Vec<f32>,
-    bits: Vec<u8>,
+pub(super) struct Asked {
+    pub vector: Vec<f32>,
+    pub bits: Vec<u8>,
     /// The row that it is, which does not count.
-    own: Option<u32>,
+    pub own: Option<u32>,
     /// The same as a vertex.
-    vertex: Option<u32>,
+    pub vertex: Option<u32>,
     /// Exact distances, nearest first.
-    truth: Vec<(f64, u32)>,
+    pub truth: Vec<(f64, u32)>,
 }
 
 impl Asked {
@@ -46,23 +64,43 @@ impl Asked {
     }
 }
 
-/// Measures efforts for each calibrated k. Deterministic; reads the rows twice.
+/// Measures efforts for each calibrated k, and for far queries. Deterministic; reads the rows twice.
 pub(super) fn calibrate(
     rows: &dyn Rows,
     head: &Head,
     sections: &[Vec<u8>],
     vertices: &[u32],
     control: &Control,
-) -> Result<[Vec<EffortStep>; 3], BuildError> {
+) -> Result<([Vec<EffortStep>; 3], Vec<Far>), BuildError> {
     if vertices.len() < 2 {
         return Ok(Default::default());
     }
     let mut asked = draw_queries(rows, vertices, control.seed)?;
+    let usual = asked.len();
+    asked.extend(far::draw_queries(head, &asked, control.seed));
     let shortlists = shortlist(rows, head, vertices, &asked, control)?;
     compare(rows, head.metric, &mut asked, shortlists, control)?;
-    let measured = CALIBRATED.map(|k| measure(head, sections, &asked, k.min(vertices.len() - 1), control));
+    let (usual, unlike) = asked.split_at(usual);
+    let measured = CALIBRATED.map(|k| {
+        let k = k.min(vertices.len() - 1);
+        // The mixtures are every fourth, so that fewer queries are a like choice of them.
+        measure(head, sections, &usual[..usual.len().min(NEIGHBORS.div_ceil(k))], k, &ladder(k), ENOUGH[0], control)
+    });
     let [one, ten, hundred] = measured;
-    Ok([one?, ten?, hundred?])
+    let k = CALIBRATED[1].min(vertices.len() - 1);
+    let mut kinds: Vec<Far> = vec![];
+    for asked in unlike.chunks(FAR_ASKED) {
+        let efforts = measure(head, sections, asked, k, &far::LADDER, ENOUGH[1], control)?;
+        kinds.push(Far { beside: far::beside(head, asked), efforts });
+    }
+    kinds.sort_by(|one, other| one.beside.total_cmp(&other.beside));
+    Ok(([one?, ten?, hundred?], kinds))
+}
+
+/// Stops and beams.
+fn ladder(k: usize) -> Vec<(f32, usize)> {
+    let rungs = LADDER.into_iter().enumerate();
+    rungs.map(|(at, (stop, more))| (stop, (k + more).max(k * (at + 3) / 2).min(1 << 14))).collect()
 }
 
 /// Draws the queries.
@@ -300,23 +338,22 @@ fn compare(
     Ok(())
 }
 
-/// Walks with every stop, and keeps the steps that reach more than cheaper ones.
+/// Walks with every stop and beam of a ladder, and keeps the steps that reach more than cheaper ones.
 fn measure(
     head: &Head,
     sections: &[Vec<u8>],
     asked: &[Asked],
     k: usize,
+    ladder: &[(f32, usize)],
+    enough: f32,
     control: &Control,
 ) -> Result<Vec<EffortStep>, BuildError> {
     let mut head = head.clone();
-    head.efforts = Default::default();
+    (head.efforts, head.far) = Default::default();
     let index = GraphIndex::open(&head.write()).map_err(|error| BuildError::Unsupported(error.to_string()))?;
     let sections = Resident(sections.iter().map(Vec::as_slice).collect());
-    // The mixtures are every fourth, so that fewer queries are a like choice of them.
-    let asked = &asked[..asked.len().min(NEIGHBORS.div_ceil(k))];
     let mut steps: Vec<EffortStep> = Vec::new();
-    for (at, stop) in STOPS.into_iter().enumerate() {
-        let beam = (k + 24 * (at + 1)).max(k * (at + 3) / 2).min(1 << 14);
+    for (stop, beam) in ladder.iter().copied() {
         let effort = Effort::Graph { beam, stop, rerank: beam };
         let outcomes: Vec<(Vec<usize>, u64)> = asked
             .par_iter()
@@ -334,7 +371,7 @@ fn measure(
             steps.push(step);
         }
         // Enough, or all were compared: no stop changes that.
-        if step.recall > 0.9985 || step.codes as usize >= head.vertices {
+        if step.recall > enough || step.codes as usize >= head.vertices {
             break;
         }
     }

@@ -5,7 +5,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8 | magic `SGTAGRPH` |
-//! | 4 | version, 2; files of version 1 are read |
+//! | 4 | version, 3; files of versions 1 and 2 are read |
 //! | 4 | CRC-32C of all that follows |
 //! | 1, 1, 1, 1 | metric, element, code (0 bits, 1 affine, 2 shifted), bits of a code |
 //! | 4, 4, 4 | `dim`, rows, vertices |
@@ -18,6 +18,7 @@
 //! | *shifted*: 4 | what is subtracted (f32) |
 //! | *affine*: 4·`l`, 4·`l`, 4·`c`, `c·l` | mean, inverse scales, row scales (f32), rows (u8): `l` = `dim` (+ 1 for inner product), `c` = elements of a code |
 //! | 3 × (4 + 20·steps) | calibration for k = 1, 10, 100: number of steps; of each recall, stop (f32), beam, rerank, codes (u32) |
+//! | 4 + `n` × (8 + 20·steps) | since version 3: number of kinds of far queries; of each its mean `beside` (f32) and calibration for k = 10 |
 //!
 //! Section 1, the codes: a record per vertex (`kernels::CodeLayout`; bits: whole words of 64). Section 2, the
 //! adjacency: `neighbors` u32 per
@@ -31,7 +32,7 @@ use super::{ENTRIES, MAX_DIM};
 use crate::FormatError;
 
 const MAGIC: &[u8; 8] = b"SGTAGRPH";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Flags of the head.
 const HAS_ROW_MAP: u32 = 1;
 const HAS_WHOLE: u32 = 2;
@@ -39,6 +40,8 @@ const HAS_WHOLE: u32 = 2;
 pub(super) const CALIBRATED: [usize; 3] = [1, 10, 100];
 /// Most steps of a calibration, and the widest beam.
 const STEPS_MAX: u32 = 64;
+/// Most kinds of far queries.
+const FAR_MAX: u32 = 16;
 const BEAM_MAX: u32 = 1 << 20;
 
 /// The sections.
@@ -75,6 +78,15 @@ pub(super) struct EffortStep {
     pub codes: u32,
 }
 
+/// What queries take that are unlike the rows: more of them lies outside of the codes, which tell less of their distances.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Far {
+    /// Mean `beside` of those that were asked.
+    pub beside: f32,
+    /// For k = 10, cheapest first.
+    pub efforts: Vec<EffortStep>,
+}
+
 /// All of the head.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
@@ -93,6 +105,8 @@ pub(super) struct Head {
     pub whole: Option<Whole>,
     /// For each of [`CALIBRATED`], cheapest first.
     pub efforts: [Vec<EffortStep>; 3],
+    /// By `beside`, ascending.
+    pub far: Vec<Far>,
 }
 
 impl Head {
@@ -136,13 +150,11 @@ impl Head {
         if let Coding::Scalar(_, Space { map: Map::Affine(affine), .. }) = &self.coding {
             body.extend(&affine.rows);
         }
-        for steps in &self.efforts {
-            body.extend((steps.len() as u32).to_le_bytes());
-            for step in steps {
-                body.extend(step.recall.to_le_bytes());
-                body.extend(step.stop.to_le_bytes());
-                [step.beam, step.rerank, step.codes].iter().for_each(|count| body.extend(count.to_le_bytes()));
-            }
+        self.efforts.iter().for_each(|steps| write_efforts(steps, &mut body));
+        body.extend((self.far.len() as u32).to_le_bytes());
+        for far in &self.far {
+            body.extend(far.beside.to_le_bytes());
+            write_efforts(&far.efforts, &mut body);
         }
         let mut head = MAGIC.to_vec();
         head.extend(VERSION.to_le_bytes());
@@ -212,6 +224,7 @@ impl Head {
         let whole = if has_whole { Some(reader.whole(dim)?) } else { None };
         let coding = reader.coding(metric, dim, kind, bits, code_dim, length)?;
         let efforts = [reader.efforts()?, reader.efforts()?, reader.efforts()?];
+        let far = if version < 3 { vec![] } else { reader.far()? };
         Ok(Self {
             metric,
             element,
@@ -226,7 +239,17 @@ impl Head {
             coding,
             whole,
             efforts,
+            far,
         })
+    }
+}
+
+fn write_efforts(steps: &[EffortStep], body: &mut Vec<u8>) {
+    body.extend((steps.len() as u32).to_le_bytes());
+    for step in steps {
+        body.extend(step.recall.to_le_bytes());
+        body.extend(step.stop.to_le_bytes());
+        [step.beam, step.rerank, step.codes].iter().for_each(|count| body.extend(count.to_le_bytes()));
     }
 }
 
@@ -318,6 +341,14 @@ impl<'a> Reader<'a> {
             return Err(damaged("its calibration has an impossible effort"));
         }
         Ok(steps)
+    }
+
+    fn far(&mut self) -> Result<Vec<Far>, FormatError> {
+        let count = self.u32()?;
+        if count > FAR_MAX {
+            return Err(damaged("its calibration has too many kinds of queries"));
+        }
+        (0..count).map(|_| Ok(Far { beside: self.f32()?, efforts: self.efforts()? })).collect()
     }
 }
 

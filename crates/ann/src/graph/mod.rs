@@ -13,6 +13,7 @@ mod build;
 mod calibrate;
 mod encode;
 mod exact;
+mod far;
 mod format;
 mod leaves;
 mod linear;

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use kernels::{BitQuery, CodeQuery, ElementType, Metric, Vectors, dot_f32, prefetch};
 
 use super::exact;
-use super::format::{ADJACENCY, CALIBRATED, CODES, Coding, EffortStep, Head, ROWS, WHOLE, damaged};
+use super::format::{ADJACENCY, CALIBRATED, CODES, Coding, EffortStep, Far, Head, ROWS, WHOLE, damaged};
 use super::points::Scorer;
 use super::source::widen;
 use super::space::{Measure, Projected};
@@ -20,12 +20,6 @@ const SORTED_MAX: usize = 1 << 12;
 const SCANNED: usize = 64;
 /// What a code costs in a scan, against one of a walk: they come in order.
 const SCAN_COST: f64 = 0.5;
-/// A query with so much more outside of the codes than the rows have is one of another kind, for which the codes tell less.
-const UNUSUAL: f32 = 1.5;
-/// What a search for an unusual query goes beyond the k-th nearest at least, in parts of the squared distance, before it is widened.
-const UNUSUAL_STOP: f32 = 0.02;
-/// How many times wider the search for an unusual query is, at most.
-const UNUSUAL_MAX: f32 = 8.0;
 /// Bytes of whole vectors that are asked for ahead: what the first-level cache has room for beside the rest.
 const REFINED_AHEAD: usize = 4096;
 /// Share of the missing recall by which a calibrated effort is to be better than what was asked for.
@@ -131,7 +125,7 @@ impl Index for GraphIndex {
         // None was measured to reach it: twice the most that was.
         let (step, more) = match (step, steps.last()) {
             (Some(step), _) => (step, 1.0),
-            (None, Some(last)) => (EffortStep { stop: f32::INFINITY, ..*last }, 2.0),
+            (None, Some(last)) => (*last, 2.0),
             (None, None) => (EffortStep { recall: 0.0, stop: f32::INFINITY, beam: 64, rerank: 32, codes: 0 }, 1.0),
         };
         let scaled = |count: u32| (f64::from(count) * scale * more).ceil() as usize;
@@ -140,7 +134,7 @@ impl Index for GraphIndex {
     }
 
     fn estimate(&self, request: &Request<'_>) -> Work {
-        let plan = self.plan(request, 1.0);
+        let plan = self.plan(request, &[]);
         let walked = plan.codes.min(self.head.vertices as f64) as u64;
         let codes = if plan.scans() { plan.matching as u64 } else { walked };
         let hops = if plan.scans() { 0 } else { codes.div_ceil(self.head.degree as u64 / 2).max(1) };
@@ -230,25 +224,36 @@ impl GraphIndex {
         (&self.head.efforts[at], (k as f64 / CALIBRATED[at] as f64).max(1.0))
     }
 
-    /// `unusual`: how many times wider than the effort says the search must be.
-    fn plan(&self, request: &Request<'_>, unusual: f32) -> Plan {
+    /// `far`: the kinds that the query may be of, if it is unlike the rows.
+    fn plan(&self, request: &Request<'_>, far: &[Far]) -> Plan {
         let vertices = self.head.vertices.max(1);
         let matching = request.matching.map_or(vertices, |matching| matching.len().min(vertices));
-        let (beam, stop, rerank) = match request.effort {
-            Effort::Graph { beam, stop, rerank } => (beam, stop * stop, rerank),
+        let (mut beam, mut stop, mut rerank) = match request.effort {
+            Effort::Graph { beam, stop, rerank } => (beam, stop, rerank),
             Effort::Flat { rerank } | Effort::Ivf { rerank, .. } => (2 * rerank, f32::INFINITY, rerank),
         };
-        let wider = |count: usize| (count.max(1) as f64 * f64::from(unusual)) as usize;
-        let rerank = wider(rerank).max(request.k).min(matching);
-        let beam = wider(beam).max(rerank);
         let (steps, scale) = self.steps(request.k);
-        // What was measured with this effort, or else half of the neighbors of as many vertices as are kept.
-        let measured = EffortStep::stopping(steps, stop.sqrt()).filter(|step| step.beam as usize * 2 >= beam);
-        let codes = measured.map_or((beam * self.head.degree) as f64 / 2.0, |step| f64::from(step.codes) * scale);
-        let stop = if unusual > 1.0 { 1.0 + (stop - 1.0).max(UNUSUAL_STOP) * unusual } else { stop };
+        // What was measured with this effort.
+        let measured = EffortStep::stopping(steps, stop).filter(|step| step.beam as usize * 2 >= beam.max(rerank));
+        let mut codes = measured.map(|step| f64::from(step.codes) * scale);
+        if let Some(usual) = measured {
+            // What was not measured is the caller's own wish.
+            let scale = (request.k as f64 / CALIBRATED[1] as f64).max(1.0);
+            let scaled = |count: u32| (f64::from(count) * scale).ceil() as usize;
+            for step in far.iter().map(|kind| kind.like(&usual)) {
+                (beam, rerank) = (beam.max(scaled(step.beam)), rerank.max(scaled(step.rerank)));
+                stop = stop.max(step.stop);
+                codes = codes.map(|codes| codes.max(f64::from(step.codes) * scale));
+            }
+        }
+        let rerank = rerank.max(request.k).min(matching);
+        let beam = beam.max(rerank).max(1);
+        // Or else half of the neighbors of as many vertices as are kept.
+        let codes = codes.unwrap_or((beam * self.head.degree) as f64 / 2.0);
         let rarity = vertices as f64 / matching.max(1) as f64;
         let beam = ((beam as f64 * rarity) as usize).min(BEAM_MAX).min(vertices).max(1);
-        Plan { beam, stop: if stop.is_nan() { f32::INFINITY } else { stop }, rerank, matching, codes: codes * rarity }
+        let stop = if stop.is_nan() { f32::INFINITY } else { stop * stop };
+        Plan { beam, stop, rerank, matching, codes: codes * rarity }
     }
 
     fn bytes(&self, codes: u64, hops: u64) -> u64 {
@@ -265,9 +270,7 @@ impl GraphIndex {
         let refines = refines && self.prepare_refined(request.query, &mut buffers.refined);
         let Some(measure) = self.prepare(request.query, buffers)? else { return Ok(Found::default()) };
         let Some(scorer) = buffers.scorer.take() else { return Ok(Found::default()) };
-        let unusual = buffers.projected.beside / self.head.beside.max(f32::MIN_POSITIVE);
-        let unusual = if unusual > UNUSUAL { unusual.sqrt().min(UNUSUAL_MAX) } else { 1.0 };
-        let plan = self.plan(request, if self.head.beside > 0.0 { unusual } else { 1.0 });
+        let plan = self.plan(request, self.head.far(buffers.projected.beside));
         let k = request.k.min(plan.matching);
         let mut work = Work::default();
         let mut nearest = Vec::with_capacity(plan.rerank.min(SORTED_MAX));
@@ -434,7 +437,7 @@ impl GraphIndex {
 impl EffortStep {
     /// The least effort that reaches `recall`, by the steps that were measured, cheapest first, and by what lies between two of them.
     /// More effort gains less and less, so that a mean of two efforts reaches at least the mean of their recalls.
-    fn reaching(steps: &[Self], recall: f32) -> Option<Self> {
+    pub(super) fn reaching(steps: &[Self], recall: f32) -> Option<Self> {
         Self::between(steps, recall, |step| step.recall)
     }
 
