@@ -319,8 +319,8 @@ impl Session {
             .chain(state.window_functions().keys())
             .cloned()
             .collect();
-        let ours = [planner::relation::VECTOR_SEARCH, planner::pin::TABLE_HISTORY, planner::pin::TABLE_CHANGES];
-        functions.extend(ours.map(str::to_owned));
+        let ours = [planner::pin::TABLE_HISTORY, planner::pin::TABLE_CHANGES];
+        functions.extend(ours.into_iter().chain(planner::relation::SEARCHES).map(str::to_owned));
         functions.retain(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
         functions.sort();
         functions.dedup();

@@ -21,6 +21,7 @@ use crate::change::ChangeExec;
 use crate::changes::ChangesExec;
 use crate::fetch_rows::FetchRowsExec;
 use crate::scan::TableScanExec;
+use crate::text_search::TextSearchExec;
 use crate::vector_search::VectorSearchExec;
 
 /// Batches of the answer that are there at once: made ahead, taken, and being encoded for a client.
@@ -210,6 +211,10 @@ impl Needs {
         } else if let Some(search) = any.downcast_ref::<VectorSearchExec>() {
             let (chunk, decoded, fetched) = search.bytes_max()?;
             self.parts.push(Part { kind: Kind::Search(chunk), most: decoded });
+            self.parts.push(Part { kind: Kind::Scan, most: fetched });
+            most = most.saturating_add(fetched);
+        } else if let Some(search) = any.downcast_ref::<TextSearchExec>() {
+            let fetched = search.bytes_max()?;
             self.parts.push(Part { kind: Kind::Scan, most: fetched });
             most = most.saturating_add(fetched);
         } else if let Some(fetch) = any.downcast_ref::<FetchRowsExec>() {

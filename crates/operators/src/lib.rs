@@ -16,6 +16,7 @@ pub mod physical;
 mod row_buffer;
 pub mod scan;
 pub mod table;
+pub mod text_search;
 pub mod vector_search;
 
 use datafusion::error::DataFusionError;

@@ -14,7 +14,9 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use planner::change::Change;
 use planner::fetch_rows::FetchRows;
+use planner::resolve::SearchableTable;
 use planner::settings::Settings;
+use planner::text_search::TextSearch;
 use planner::vector_search::{Reach, VectorSearch};
 use storage::Snapshot;
 
@@ -23,6 +25,7 @@ use crate::change::{ChangeExec, Gathering};
 use crate::fetch_rows::FetchRowsExec;
 use crate::index_search::{not_served, serving};
 use crate::table::SnapshotTable;
+use crate::text_search::TextSearchExec;
 use crate::vector_search::{QueryVector, VectorSearchExec};
 
 /// Plans queries with our operators among DataFusion's.
@@ -56,20 +59,32 @@ impl ExtensionPlanner for Operators {
             let address = planner.create_physical_expr(&fetch.address, below.schema(), state)?;
             return Ok(Some(plan_fetch(fetch, address, input)?));
         }
+        if let Some(search) = node.as_any().downcast_ref::<TextSearch>() {
+            let query = planner.create_physical_expr(&search.query, &DFSchema::empty(), state)?;
+            let schema = Arc::clone(node.schema().inner());
+            let snapshot = snapshot_of(&search.table)?.clone();
+            let plan = TextSearchExec::try_new(search, snapshot, query, inputs.first().cloned(), schema).await?;
+            return Ok(Some(Arc::new(plan)));
+        }
         let Some(search) = node.as_any().downcast_ref::<VectorSearch>() else { return Ok(None) };
-        let table: &dyn Any = search.table.as_ref();
-        let Some(table) = table.downcast_ref::<SnapshotTable>() else {
-            return internal_err!("a search runs in a snapshot, not in {:?}", search.table);
-        };
-        let index = index_of(search, &table.snapshot, &Settings::of(state.config_options())).await?;
+        let snapshot = snapshot_of(&search.table)?;
+        let index = index_of(search, snapshot, &Settings::of(state.config_options())).await?;
         let query = match has_parameters(&search.query) {
             true => QueryVector::Open(search.query.clone()),
             false => QueryVector::Ready(planner.create_physical_expr(&search.query, &DFSchema::empty(), state)?),
         };
         let schema = Arc::clone(search_schema(search));
-        let plan =
-            VectorSearchExec::try_new(search, table.snapshot.clone(), query, inputs.first().cloned(), index, schema)?;
+        let plan = VectorSearchExec::try_new(search, snapshot.clone(), query, inputs.first().cloned(), index, schema)?;
         Ok(Some(Arc::new(plan)))
+    }
+}
+
+/// The snapshot that a search runs in.
+fn snapshot_of(table: &Arc<dyn SearchableTable>) -> Result<&Snapshot> {
+    let any: &dyn Any = table.as_ref();
+    match any.downcast_ref::<SnapshotTable>() {
+        Some(table) => Ok(&table.snapshot),
+        None => internal_err!("a search runs in a snapshot, not in {table:?}"),
     }
 }
 

@@ -199,6 +199,7 @@ impl ExecutionPlan for TableScanExec {
         let request = ScanRequest {
             columns: if counts_only { vec![ROW_ADDRESS.to_owned()] } else { self.columns.clone() },
             filter: conjunction(self.filters.clone()),
+            asks_indexes: !self.indexes.is_empty(),
             limit: self.limit,
             partition: self.partitions[partition].clone(),
             batch_rows: context.session_config().batch_size(),

@@ -17,7 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use planner::resolve::{ROW_ADDRESS, Searchable, SearchableTable};
 use storage::{Database, Snapshot, TableEntry, TableName};
 
-use crate::bind::with_any_values;
+use crate::bind::{has_parameters, with_any_values};
 use crate::external;
 use crate::insert::AppendSink;
 use crate::scan::TableScanExec;
@@ -80,6 +80,17 @@ impl SearchableTable for SnapshotTable {
     }
 }
 
+impl SnapshotTable {
+    /// The indexes that are asked which rows match: none if they are not few. Which ones does not depend on the values of
+    /// parameters; how many rows match does, so where there are parameters a filter is taken to select few.
+    async fn indexes_for(&self, filters: &[Expr]) -> Result<Vec<String>> {
+        let Some(filter) = conjunction(filters.to_vec()) else { return Ok(vec![]) };
+        let indexes = self.snapshot.indexes_for(&with_any_values(filter.clone())?).await.map_err(external)?;
+        let is_worth = indexes.is_empty() || has_parameters(&filter) || self.snapshot.is_selective(&filter).await;
+        Ok(if is_worth { indexes } else { vec![] })
+    }
+}
+
 #[async_trait]
 impl TableProvider for SnapshotTable {
     fn schema(&self) -> SchemaRef {
@@ -106,11 +117,7 @@ impl TableProvider for SnapshotTable {
             None => self.schema.fields().iter().map(|field| field.name().clone()).collect(),
         };
         let config = state.config_options();
-        let indexes = match conjunction(filters.to_vec()) {
-            // Which index is asked does not depend on the values of parameters.
-            Some(filter) => self.snapshot.indexes_for(&with_any_values(filter)?).await.map_err(external)?,
-            None => vec![],
-        };
+        let indexes = self.indexes_for(filters).await?;
         let plan = TableScanExec::try_new(
             self.name.clone(),
             self.snapshot.clone(),

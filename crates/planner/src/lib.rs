@@ -30,6 +30,7 @@ pub mod sql_type;
 pub mod statement;
 pub mod substrait;
 pub mod text_length;
+pub mod text_search;
 mod time_operators;
 pub mod time_statement;
 pub mod tokens;

@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::ast::{
 use crate::Planner;
 use crate::as_of::{AsOf, Moment, no_value, of_value};
 use crate::cte_scope::CteScope;
-use crate::relation::{VECTOR_SEARCH, parse_name};
+use crate::relation::{SEARCHES, parse_name};
 use crate::resolve::RelationName;
 use crate::rewrite::unsupported;
 
@@ -138,12 +138,12 @@ impl Pinner<'_, '_> {
                 if let Some(version) = version {
                     return plan_err!("{name}(…) is a function and has no versions; leave {version} out");
                 }
-                if is_named(name, VECTOR_SEARCH) {
+                if is_search(name) {
                     return self.search(&mut args.args);
                 }
                 (name.clone(), args.args.clone())
             }
-            TableFactor::Function { name, args, .. } if is_named(name, VECTOR_SEARCH) => return self.search(args),
+            TableFactor::Function { name, args, .. } if is_search(name) => return self.search(args),
             TableFactor::Function { name, args, .. } => (name.clone(), args.clone()),
             TableFactor::Table { name, version, .. } => return self.table(name, version),
             _ => return Ok(()),
@@ -205,7 +205,7 @@ impl Pinner<'_, '_> {
                 FunctionArg::Unnamed(_) => String::new(),
             };
             if name.starts_with(MARK) {
-                return plan_err!("{VECTOR_SEARCH} has no argument {name}");
+                return plan_err!("a search has no argument {name}");
             }
             let kind = if name == "as_of" { "timestamp" } else { name.as_str() };
             let moment = match &arg {
@@ -229,7 +229,7 @@ impl Pinner<'_, '_> {
                 None => return Ok(()),
             },
             [moment] => self.moment(moment)?,
-            _ => return plan_err!("{VECTOR_SEARCH} takes one of version, tag and as_of, not several"),
+            _ => return plan_err!("a search takes one of version, tag and as_of, not several"),
         };
         // What is no name of a table is the relation planner's to refuse.
         let table = args.iter().find(|arg| matches!(arg, FunctionArg::Unnamed(_)));
@@ -293,6 +293,10 @@ impl Pinner<'_, '_> {
         self.pins.push(pin);
         expr
     }
+}
+
+fn is_search(name: &ObjectName) -> bool {
+    SEARCHES.into_iter().any(|search| is_named(name, search))
 }
 
 fn is_named(name: &ObjectName, function: &str) -> bool {

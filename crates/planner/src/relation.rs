@@ -1,4 +1,4 @@
-//! Relations in FROM: the table function `vector_search`, tables that are pinned to a moment, ASOF joins, and the
+//! Relations in FROM: the table functions `vector_search` and `text_search`, tables that are pinned to a moment, ASOF joins, and the
 //! guard that refuses every clause on a table that the planner would otherwise parse and drop (samples, hints,
 //! partitions).
 
@@ -18,15 +18,27 @@ use crate::dialect::SagittaDialect;
 use crate::functions::distance;
 use crate::pin::{Mark, plain_table};
 use crate::rewrite::{rewrite, unsupported};
+use crate::text_search::{TEXT_SEARCH_ROWS_MAX, TextSearch};
 use crate::vector_search::DISTANCE;
 use crate::vector_type::{Element, VectorType};
 
-/// The table function that searches.
+/// The table function that searches by a vector.
 pub const VECTOR_SEARCH: &str = "vector_search";
-const USAGE: &str =
+const VECTOR_USAGE: &str =
     "write vector_search('table', 'column', query, k => 10, metric => 'cosine', filter => 'tenant = 7', version => 42)";
 
-/// Plans `vector_search(…)` and guards all other relations.
+/// The table function that searches by words.
+pub const TEXT_SEARCH: &str = "text_search";
+const TEXT_USAGE: &str =
+    "write text_search('table', 'column', 'some words', k => 10, filter => 'tenant = 7', version => 42)";
+
+/// The table functions of this file.
+pub const SEARCHES: [&str; 2] = [VECTOR_SEARCH, TEXT_SEARCH];
+
+/// Rows that a search returns if nothing is said.
+const K_DEFAULT: usize = 10;
+
+/// Plans `vector_search(…)` and `text_search(…)` and guards all other relations.
 #[derive(Debug)]
 pub struct Relations;
 
@@ -36,20 +48,22 @@ impl RelationPlanner for Relations {
         relation: TableFactor,
         context: &mut dyn RelationPlannerContext,
     ) -> Result<RelationPlanning> {
-        let (call, alias) = match relation {
-            TableFactor::Table { ref name, args: Some(ref args), ref alias, .. } if is_search(name) => {
-                (args.args.clone(), alias.clone())
-            }
-            TableFactor::Function { ref name, ref args, ref alias, .. } if is_search(name) => {
-                (args.clone(), alias.clone())
-            }
-            mut other => {
-                guard(&mut other)?;
-                return plan_other(other, context);
-            }
+        let call = match &relation {
+            TableFactor::Table { name, args: Some(args), alias, .. } => Some((name, &args.args, alias)),
+            TableFactor::Function { name, args, alias, .. } => Some((name, args, alias)),
+            _ => None,
         };
-        let arguments = Arguments::read(call, context)?;
-        let plan = arguments.plan(context)?;
+        let found = call.and_then(|(name, args, alias)| Some((search_named(name)?, args.clone(), alias.clone())));
+        let Some((function, args, alias)) = found else {
+            let mut other = relation;
+            guard(&mut other)?;
+            return plan_other(other, context);
+        };
+        let call = Call::read(function, args)?;
+        let plan = match function {
+            TEXT_SEARCH => plan_text_search(call, context)?,
+            _ => Arguments::read(call, context)?.plan(context)?,
+        };
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation { plan, alias })))
     }
 }
@@ -76,8 +90,9 @@ fn plan_other(relation: TableFactor, context: &mut dyn RelationPlannerContext) -
     }
 }
 
-fn is_search(name: &ObjectName) -> bool {
-    name.to_string().eq_ignore_ascii_case(VECTOR_SEARCH)
+fn search_named(name: &ObjectName) -> Option<&'static str> {
+    let name = name.to_string();
+    SEARCHES.into_iter().find(|search| name.eq_ignore_ascii_case(search))
 }
 
 /// # Errors
@@ -128,9 +143,8 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
 /// Functions that the SQL surface promises and that are not built.
 fn refuse_unbuilt(name: &ObjectName, is_call: bool) -> Result<()> {
     let name = name.to_string().to_lowercase();
-    let unbuilt = ["text_search", "hybrid_search"];
-    if is_call && unbuilt.contains(&name.as_str()) {
-        return unsupported(&format!("{name}(…) is not built yet"));
+    if is_call && name == "hybrid_search" {
+        return unsupported(&format!("{name}(…) is not built yet; there are vector_search and text_search"));
     }
     Ok(())
 }
@@ -160,8 +174,121 @@ fn check_recall(text: &str) -> Result<()> {
     if recall > 0.0 && recall <= 1.0 { Ok(()) } else { plan_err!("recall is above 0 and at most 1, not {text}") }
 }
 
-/// The arguments of one call.
+/// A call of a search, its arguments apart.
+struct Call {
+    function: &'static str,
+    positional: Vec<ast::Expr>,
+    /// Names in lower case.
+    named: Vec<(String, ast::Expr)>,
+}
+
+impl Call {
+    fn read(function: &'static str, args: Vec<FunctionArg>) -> Result<Self> {
+        let mut call = Self { function, positional: vec![], named: vec![] };
+        for arg in args {
+            match arg {
+                FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => call.positional.push(expr),
+                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                    call.named.push((name.value.to_lowercase(), expr))
+                }
+                FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                    call.named.push((name.to_string().to_lowercase(), expr))
+                }
+                other => return plan_err!("{function} does not take {other}; {}", call.usage()),
+            }
+        }
+        if call.positional.len() != 3 {
+            return plan_err!(
+                "{function} takes a table, a column and {}, not {} arguments; {}",
+                if function == TEXT_SEARCH { "the words" } else { "a query vector" },
+                call.positional.len(),
+                call.usage()
+            );
+        }
+        Ok(call)
+    }
+
+    fn usage(&self) -> &'static str {
+        if self.function == TEXT_SEARCH { TEXT_USAGE } else { VECTOR_USAGE }
+    }
+
+    fn text(&self, expr: &ast::Expr, what: &str) -> Result<String> {
+        match expr {
+            ast::Expr::Value(value) if matches!(value.value, Value::SingleQuotedString(_)) => {
+                Ok(value.value.clone().into_string().unwrap_or_default())
+            }
+            other => {
+                plan_err!("{} names {what} by a text in single quotes, not {other}; {}", self.function, self.usage())
+            }
+        }
+    }
+
+    /// The table and the column.
+    fn place(&self) -> Result<(ObjectName, String)> {
+        let (table, column) = (&self.positional[0], &self.positional[1]);
+        Ok((parse_name(&self.text(table, "the table")?)?, self.text(column, "the column")?))
+    }
+
+    /// What is looked for.
+    fn query(&self, context: &mut dyn RelationPlannerContext) -> Result<Expr> {
+        let query = context.sql_to_expr(self.positional[2].clone(), &DFSchema::empty())?;
+        if query.contains_outer() {
+            return unsupported(
+                "a search for each row of another table (KNN join) is not built yet; search for one query at a time",
+            );
+        }
+        Ok(query)
+    }
+}
+
+/// How many rows are wanted.
+fn k_of(value: &ast::Expr) -> Result<usize> {
+    let text = value.to_string();
+    let k = text.parse().ok().filter(|k| *k > 0);
+    k.ok_or_else(|| plan_datafusion_err!("k is a whole number above 0, not {text}"))
+}
+
+/// The condition of a filter that is written as text.
+fn predicate_of(filter: &str, schema: &DFSchema, context: &mut dyn RelationPlannerContext) -> Result<Expr> {
+    let mut parser = Parser::new(&SagittaDialect).try_with_sql(filter)?;
+    let mut predicate = parser.parse_expr()?;
+    if parser.peek_token_ref().token != datafusion::sql::sqlparser::tokenizer::Token::EOF {
+        return plan_err!("filter is one condition, but {} follows in '{filter}'", parser.peek_token_ref());
+    }
+    rewrite(&mut predicate)?;
+    context.sql_to_expr(predicate, schema)
+}
+
+fn plan_text_search(call: Call, context: &mut dyn RelationPlannerContext) -> Result<LogicalPlan> {
+    let (table, column) = call.place()?;
+    let query = call.query(context)?;
+    let (mut k, mut filter, mut mark) = (K_DEFAULT, None, None);
+    for (name, value) in &call.named {
+        if let Some(found) = Mark::of_argument(name, value) {
+            mark = Some(found);
+            continue;
+        }
+        match name.as_str() {
+            "k" => k = k_of(value)?,
+            "filter" => filter = Some(call.text(value, "filter")?),
+            _ => return plan_err!("{TEXT_SEARCH} has no argument {name}; {TEXT_USAGE}"),
+        }
+    }
+    if k > TEXT_SEARCH_ROWS_MAX {
+        return plan_err!("k is at most {TEXT_SEARCH_ROWS_MAX} in {TEXT_SEARCH}, not {k}");
+    }
+    let factor = plain_table(table, None, mark.as_ref().map(Mark::as_version));
+    let relation = context.plan(factor)?;
+    let predicate = match filter {
+        Some(filter) => Some(predicate_of(&filter, relation.schema(), context)?),
+        None => None,
+    };
+    TextSearch::plan(&relation, column, query, k, predicate)
+}
+
+/// The arguments of one call of `vector_search`.
 struct Arguments {
+    call: Call,
     table: ObjectName,
     column: String,
     query: Expr,
@@ -173,35 +300,11 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn read(args: Vec<FunctionArg>, context: &mut dyn RelationPlannerContext) -> Result<Self> {
-        let (mut positional, mut named) = (vec![], vec![]);
-        for arg in args {
-            match arg {
-                FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => positional.push(expr),
-                FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
-                    named.push((name.value.to_lowercase(), expr))
-                }
-                FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => {
-                    named.push((name.to_string().to_lowercase(), expr))
-                }
-                other => return plan_err!("{VECTOR_SEARCH} does not take {other}; {USAGE}"),
-            }
-        }
-        if positional.len() != 3 {
-            return plan_err!(
-                "{VECTOR_SEARCH} takes a table, a column and a query vector, not {} arguments; {USAGE}",
-                positional.len()
-            );
-        }
-        let (table, column) = (text(&positional[0], "the table")?, text(&positional[1], "the column")?);
-        let query = context.sql_to_expr(positional.swap_remove(2), &DFSchema::empty())?;
-        if query.contains_outer() {
-            return unsupported(
-                "a search for each row of another table (KNN join) is not built yet; pass one query vector",
-            );
-        }
-        let table = parse_name(&table)?;
-        let mut arguments = Self { table, column, query, k: 10, metric: None, filter: None, mark: None };
+    fn read(mut call: Call, context: &mut dyn RelationPlannerContext) -> Result<Self> {
+        let (table, column) = call.place()?;
+        let query = call.query(context)?;
+        let named = std::mem::take(&mut call.named);
+        let mut arguments = Self { call, table, column, query, k: K_DEFAULT, metric: None, filter: None, mark: None };
         for (name, value) in named {
             arguments.set(&name, &value)?;
         }
@@ -214,16 +317,9 @@ impl Arguments {
             return Ok(());
         }
         match name {
-            "k" => {
-                let text = value.to_string();
-                self.k = text
-                    .parse()
-                    .ok()
-                    .filter(|k| *k > 0)
-                    .ok_or_else(|| plan_datafusion_err!("k is a whole number above 0, not {text}"))?;
-            }
+            "k" => self.k = k_of(value)?,
             "metric" => {
-                let name = text(value, "metric")?;
+                let name = self.call.text(value, "metric")?;
                 let metric = Metric::parse(&name).ok_or_else(|| {
                     plan_datafusion_err!(
                         "there is no metric {name}; there are l2, cosine, inner_product, l1, hamming and jaccard"
@@ -231,9 +327,9 @@ impl Arguments {
                 })?;
                 self.metric = Some(metric);
             }
-            "filter" => self.filter = Some(text(value, "filter")?),
+            "filter" => self.filter = Some(self.call.text(value, "filter")?),
             "recall" => check_recall(&value.to_string())?,
-            _ => return plan_err!("{VECTOR_SEARCH} has no argument {name}; {USAGE}"),
+            _ => return plan_err!("{VECTOR_SEARCH} has no argument {name}; {VECTOR_USAGE}"),
         }
         Ok(())
     }
@@ -243,13 +339,7 @@ impl Arguments {
         let factor = plain_table(self.table.clone(), None, self.mark.as_ref().map(Mark::as_version));
         let mut builder = LogicalPlanBuilder::from(context.plan(factor)?);
         if let Some(filter) = &self.filter {
-            let mut parser = Parser::new(&SagittaDialect).try_with_sql(filter)?;
-            let mut predicate = parser.parse_expr()?;
-            if parser.peek_token_ref().token != datafusion::sql::sqlparser::tokenizer::Token::EOF {
-                return plan_err!("filter is one condition, but {} follows in '{filter}'", parser.peek_token_ref());
-            }
-            rewrite(&mut predicate)?;
-            let predicate = context.sql_to_expr(predicate, builder.schema())?;
+            let predicate = predicate_of(filter, builder.schema(), context)?;
             builder = builder.filter(predicate)?;
         }
         let metric = self.metric_for(builder.schema())?;
@@ -272,16 +362,6 @@ impl Arguments {
         };
         let bits = VectorType::of_field(field).is_some_and(|vector| vector.element == Element::Bit);
         Ok(self.metric.unwrap_or(if bits { Metric::Hamming } else { Metric::Cosine }))
-    }
-}
-
-fn text(expr: &ast::Expr, what: &str) -> Result<String> {
-    match expr {
-        ast::Expr::Value(value) => match &value.value {
-            Value::SingleQuotedString(text) => Ok(text.clone()),
-            other => plan_err!("{VECTOR_SEARCH} names {what} by a text in single quotes, not {other}; {USAGE}"),
-        },
-        other => plan_err!("{VECTOR_SEARCH} names {what} by a text in single quotes, not {other}; {USAGE}"),
     }
 }
 

@@ -395,7 +395,7 @@ impl ContextProvider for Context<'_> {
     fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> Result<Arc<dyn TableSource>> {
         let functions = self.state.table_functions();
         let Some(function) = functions.get(name) else {
-            let known = functions.keys().map(String::as_str).chain(["vector_search"]);
+            let known = functions.keys().map(String::as_str).chain(crate::relation::SEARCHES);
             let meant = nearest(name, known).map(str::to_owned);
             let error =
                 NameError { message: format!("there is no table function {name}"), name: name.to_owned(), meant };

@@ -162,6 +162,7 @@ pub(crate) fn request(columns: &[&str]) -> ScanRequest {
         columns: columns.iter().map(|column| (*column).to_owned()).collect(),
         filter: None,
         limit: None,
+        asks_indexes: true,
         partition: None,
         batch_rows: 8192,
         buffer_bytes: crate::SCAN_BUFFER_BYTES,

@@ -354,6 +354,7 @@ async fn read_keys(snapshot: &Snapshot, fragment: &FragmentShape, columns: &KeyC
     let request = ScanRequest {
         columns: wanted,
         filter: None,
+        asks_indexes: false,
         limit: None,
         partition: Some(ScanPartition::of_fragment(fragment)),
         batch_rows: BATCH_ROWS,

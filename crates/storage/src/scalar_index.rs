@@ -203,7 +203,7 @@ fn sql_name(lance: &str) -> &str {
 }
 
 /// True if the fragments have the same values in a column. Data files never change and have unique names.
-fn have_same_values(one: &Fragment, other: &Fragment, field: i32) -> bool {
+pub(crate) fn have_same_values(one: &Fragment, other: &Fragment, field: i32) -> bool {
     let file = |fragment: &Fragment| {
         let holds = fragment.files.iter().find(|file| file.fields.contains(&field));
         holds.map(|file| (file.path.clone(), file.base_id))

@@ -56,6 +56,8 @@ pub struct ScanRequest {
     pub columns: Vec<String>,
     /// Rows for which this is true, and only those. Ask [`Snapshot::can_filter`] first.
     pub filter: Option<Expr>,
+    /// Whether indexes are asked which rows these are. Each partition would ask anew.
+    pub asks_indexes: bool,
     /// At most this many rows (after the filter).
     pub limit: Option<usize>,
     /// Only this part of the rows.
@@ -73,6 +75,7 @@ impl ScanRequest {
         Self {
             columns: vec![ROW_ADDRESS.to_owned()],
             filter: Some(filter.clone()),
+            asks_indexes: true,
             limit: None,
             partition: None,
             batch_rows: 8192,
@@ -217,7 +220,7 @@ impl Snapshot {
         let failed = |error| StorageError::from_lance(what, error).while_pinned();
         let mut scanner = self.scanner(request).await?;
         let opened = scanner.try_into_stream().await.map_err(failed);
-        if request.filter.is_none() || self.dataset().manifest().index_section.is_none() {
+        if request.filter.is_none() || !request.asks_indexes || self.dataset().manifest().index_section.is_none() {
             return Ok(opened?.boxed());
         }
         let first = async {
@@ -357,13 +360,13 @@ impl Snapshot {
         if let Some(limit) = request.limit {
             scanner.limit(Some(i64::try_from(limit).unwrap_or(i64::MAX)), None).map_err(failed)?;
         }
-        let asks_index = request.filter.is_some()
-            && request.partition.is_none()
-            && self.dataset().manifest().index_section.is_some();
+        let asks_indexes =
+            request.asks_indexes && request.filter.is_some() && self.dataset().manifest().index_section.is_some();
         scanner
             .scan_in_order(true)
             .io_buffer_size(request.buffer_bytes as u64 / 2)
-            .batch_readahead(if asks_index { BATCH_READ_AHEAD_INDEXED } else { BATCH_READ_AHEAD })
+            .use_scalar_index(asks_indexes)
+            .batch_readahead(if asks_indexes { BATCH_READ_AHEAD_INDEXED } else { BATCH_READ_AHEAD })
             .batch_size(self.batch_rows(&stored, request)?);
         if let Some(partition) = &request.partition {
             self.restrict(&mut scanner, partition).await?;

@@ -19,6 +19,7 @@ use roaring::RoaringBitmap;
 use crate::columns::{Asked, cache};
 use crate::error::{Result, StorageError};
 use crate::index::{CoveredSegment, LocalRows};
+use crate::sample::{self, Sample};
 use crate::scan::{ROW_ADDRESS, ScanPartition, ScanRequest};
 use crate::snapshot::Snapshot;
 use crate::vectors::CacheFigures;
@@ -34,6 +35,10 @@ const FRAGMENT_BYTES: usize = 512;
 
 /// The cache works best if it knows about how many selections it will hold.
 const SELECTION_BYTES_EXPECTED: u64 = 64 << 10;
+const SAMPLE_BYTES_EXPECTED: u64 = 32 << 10;
+
+/// The part of the cache that holds samples: one in so many.
+const SAMPLES_SHARE: u64 = 8;
 
 /// Some rows of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,11 +224,13 @@ impl Snapshot {
         self.fragments().iter().map(|fragment| fragment.rows).sum::<u64>() / 4
     }
 
-    /// The rows of some fragments that a filter selects. An index is asked where it is about all of them.
+    /// The rows of some fragments that a filter selects. An index is asked where it is about all of them and they are few.
     async fn select(&self, request: &SelectionRequest, fragments: &[u32]) -> Result<Vec<(u32, RoaringBitmap)>> {
         let filled = self.fragments().iter().filter(|fragment| fragment.rows > 0).count();
-        let asks_index = filled == fragments.len() && !self.indexes_for(&request.filter).await?.is_empty();
-        let parts: Vec<Option<ScanPartition>> = match asks_index {
+        let asks_indexes = filled == fragments.len()
+            && !self.indexes_for(&request.filter).await?.is_empty()
+            && self.is_selective(&request.filter).await;
+        let parts: Vec<Option<ScanPartition>> = match asks_indexes {
             true => vec![None],
             false => {
                 let is_wanted = |fragment| fragments.binary_search(&fragment).is_ok();
@@ -252,6 +259,7 @@ impl Snapshot {
         let scan = ScanRequest {
             columns: vec![ROW_ADDRESS.to_owned()],
             filter: Some(request.filter.clone()),
+            asks_indexes: partition.is_none(),
             limit: None,
             partition,
             batch_rows: request.batch_rows,
@@ -328,6 +336,8 @@ impl Kept {
 pub(crate) struct Selections {
     kept: Cache<Key, Arc<Kept>, Bytes>,
     asked: Asked,
+    /// Rows that tell how many a filter selects.
+    pub(crate) samples: Cache<sample::Key, Arc<Sample>, sample::Bytes>,
 }
 
 #[derive(Clone)]
@@ -347,7 +357,12 @@ impl fmt::Debug for Selections {
 
 impl Selections {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { kept: cache(bytes_max, SELECTION_BYTES_EXPECTED, Bytes), asked: Asked::default() }
+        let samples_bytes = bytes_max / SAMPLES_SHARE;
+        Self {
+            kept: cache(bytes_max - samples_bytes, SELECTION_BYTES_EXPECTED, Bytes),
+            asked: Asked::default(),
+            samples: cache(samples_bytes, SAMPLE_BYTES_EXPECTED, sample::Bytes),
+        }
     }
 
     pub(crate) fn figures(&self) -> CacheFigures {
@@ -357,6 +372,7 @@ impl Selections {
     /// Frees what a table that is gone has left.
     pub(crate) fn forget(&self, table: &str) {
         self.kept.retain(|key, _| key.table.as_ref() != table);
+        self.samples.retain(|key, _| key.table() != table);
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use datafusion::common::Column;
 use datafusion::common::tree_node::Transformed;
+use datafusion::common::{Column, TableReference};
 use datafusion::error::Result;
-use datafusion::logical_expr::{Expr, Extension, LogicalPlan, Projection};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan, Projection, UserDefinedLogicalNode};
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
+use crate::resolve::SearchableTable;
+use crate::text_search::TextSearch;
 use crate::vector_search::VectorSearch;
 
 /// Runs last in the optimizer, when projections above a search have been merged.
@@ -45,21 +47,32 @@ fn narrowed(plan: &LogicalPlan, mut exprs: Vec<Expr>) -> Result<Option<LogicalPl
             Ok(Some(plan.with_new_exprs(plan.expressions(), vec![input])?))
         }
         LogicalPlan::Extension(extension) => {
-            let Some(search) = extension.node.as_any().downcast_ref::<VectorSearch>() else { return Ok(None) };
-            let columns = used(search, &exprs);
-            if columns.len() == search.columns.len() {
-                return Ok(None);
+            let node = extension.node.as_any();
+            if let Some(search) = node.downcast_ref::<VectorSearch>() {
+                let columns = used(&search.table_name, search.table.as_ref(), &search.columns, &exprs);
+                let is_less = columns.len() < search.columns.len();
+                return is_less.then(|| Ok(extended(search.with_columns(columns)?))).transpose();
             }
-            Ok(Some(LogicalPlan::Extension(Extension { node: Arc::new(search.with_columns(columns)?) })))
+            if let Some(search) = node.downcast_ref::<TextSearch>() {
+                let columns = used(&search.table_name, search.table.as_ref(), &search.columns, &exprs);
+                let is_less = columns.len() < search.columns.len();
+                return is_less.then(|| Ok(extended(search.with_columns(columns)?))).transpose();
+            }
+            Ok(None)
         }
         _ => Ok(None),
     }
 }
 
-fn used(search: &VectorSearch, exprs: &[Expr]) -> Vec<usize> {
-    let of_table = |column: &&Column| column.relation.as_ref() == Some(&search.table_name);
+fn extended(node: impl UserDefinedLogicalNode + 'static) -> LogicalPlan {
+    LogicalPlan::Extension(Extension { node: Arc::new(node) })
+}
+
+/// Which of the fetched columns the expressions use.
+fn used(name: &TableReference, table: &dyn SearchableTable, columns: &[usize], exprs: &[Expr]) -> Vec<usize> {
+    let of_table = |column: &&Column| column.relation.as_ref() == Some(name);
     let names: BTreeSet<&str> =
         exprs.iter().flat_map(Expr::column_refs).filter(of_table).map(|column| column.name.as_str()).collect();
-    let schema = search.table.schema();
-    search.columns.iter().copied().filter(|at| names.contains(schema.field(*at).name().as_str())).collect()
+    let schema = table.schema();
+    columns.iter().copied().filter(|at| names.contains(schema.field(*at).name().as_str())).collect()
 }

@@ -270,3 +270,30 @@ async fn columns_that_no_predicate_could_ask_about_have_no_index() {
     assert_eq!(described(&database, "f").await.method, "btree");
     assert!(matches!(create(&database, "f", "name", "btree").await, Err(StorageError::AlreadyExists(_))));
 }
+
+#[tokio::test]
+async fn a_text_search_by_a_damaged_index_says_how_it_is_repaired() {
+    let folder = tempfile::tempdir().unwrap();
+    let location = folder.path().display().to_string();
+    let database = Database::open(&location, OpenOptions::default()).await.unwrap();
+    table(&database, &[0..200]).await;
+    let t = entry(&database, &name("t")).await;
+    create(&database, "i", "name", "inverted").await.unwrap();
+    let fitting = async |database: &Database| {
+        let snapshot = newest(database, &name("t")).await;
+        snapshot.text_search("name", "3".to_owned(), 100, None).await.map(|fits| fits.len())
+    };
+    let expected = (0..200).filter(|id| id % 5 != 0 && id % 17 == 3).count();
+    assert_eq!(fitting(&database).await.unwrap(), expected);
+    drop(database);
+    let indices = folder.path().join(&t.location).join("_indices");
+    let segment = std::fs::read_dir(&indices).unwrap().next().unwrap().unwrap().path();
+    for file in std::fs::read_dir(&segment).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let database = Database::open(&location, OpenOptions::default()).await.unwrap();
+    let error = fitting(&database).await.unwrap_err();
+    assert!(error.to_string().contains("REINDEX INDEX i"), "{error}");
+    database.rebuild_scalar_index(&name("t"), &t, "i").await.unwrap();
+    assert_eq!(fitting(&database).await.unwrap(), expected);
+}
