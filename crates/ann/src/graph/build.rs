@@ -42,7 +42,7 @@ pub struct GraphOptions {
 
 impl Default for GraphOptions {
     fn default() -> Self {
-        Self { m: 48, ef_construction: 64, bits: None, code_bytes_max: 512 }
+        Self { m: 64, ef_construction: 64, bits: None, code_bytes_max: 512 }
     }
 }
 

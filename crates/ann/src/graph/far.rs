@@ -39,7 +39,8 @@ pub(super) const LADDER: [(f32, usize); 10] = [
     (1.2, 1800),
 ];
 
-/// [`FAR_ASKED`] queries of each kind, made of others that are rows; none where the codes lose nothing.
+/// [`FAR_ASKED`] queries of each kind, made of others that are rows; none where the codes lose nothing, and where they would be too long
+/// for a float to hold.
 pub(super) fn draw_queries(head: &Head, asked: &[Asked], seed: u64) -> Vec<Asked> {
     let Coding::Scalar(_, space) = &head.coding else { return vec![] };
     let Map::Affine(affine) = &space.map else { return vec![] };
@@ -65,7 +66,8 @@ pub(super) fn draw_queries(head: &Head, asked: &[Asked], seed: u64) -> Vec<Asked
             made.push(Asked { vector, bits: vec![], own, vertex, truth: vec![] });
         }
     }
-    made
+    let is_in_range = made.iter().all(|asked| dot(&asked.vector, &asked.vector).is_finite());
+    if is_in_range { made } else { vec![] }
 }
 
 /// A sum of twelve uniform numbers less six: as good as normal for noise of many dimensions.

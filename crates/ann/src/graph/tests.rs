@@ -241,6 +241,20 @@ fn queries_of_another_kind_keep_the_recall() {
 }
 
 #[test]
+fn rows_of_any_length_can_be_built() {
+    let (dim, rows) = (140, 1500);
+    for length in [1e-18, 1.0, 1e17, 1e18] {
+        let values: Vec<f32> = gaussian(rows * dim, 3).into_iter().map(|value| value * length).collect();
+        let (base, queries) = (Data::F32(values.clone()), Data::F32(values[..20 * dim].to_vec()));
+        for metric in [Metric::L2, Metric::Cosine] {
+            let opened = Opened::new(&InMemory::new(base.vectors(), dim), metric, &GraphOptions::default());
+            let reached = recall(&opened, &base, &queries, dim, 10, None, opened.index.effort(0.95, 10));
+            assert!(reached >= 0.93, "{metric:?} {length}: {reached}");
+        }
+    }
+}
+
+#[test]
 fn every_width_of_codes_can_be_chosen() {
     let dim = 128;
     let (base, queries) = (Data::new(ElementType::F32, ROWS, dim, 1), Data::new(ElementType::F32, 40, dim, 2));
