@@ -71,7 +71,8 @@ impl Space {
 
     /// A space whose rotation is drawn from `seed`, its origin and scale those of a sample: `sum`, the sum of `count` vectors
     /// (normalised ones under cosine), and the sum of their squared lengths.
-    pub(crate) fn new(metric: Metric, element: ElementType, dim: usize, sample: &Moments, seed: u64) -> Option<Space> {
+    pub(crate) fn new(metric: Metric, element: ElementType, dim: usize, sample: Moments, seed: u64) -> Option<Space> {
+        let sample = sample.finished();
         let padded = padded(dim);
         let mut signs = vec![0; Rotation::sign_bytes(padded)];
         ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut signs);
@@ -222,27 +223,78 @@ pub(crate) struct Moments {
     count: usize,
     place: Vec<f32>,
     normalised: bool,
+    /// The first vectors, until they are enough to tell how long a vector is.
+    first: Vec<f32>,
+    lengths: Vec<f64>,
+    /// Longer ones do not count.
+    length_max: f64,
 }
+
+/// Vectors that tell how long a vector is.
+const FIRST: usize = 512;
+
+/// A vector that is so many times longer than the median one would move the origin, and take the scale, of all others.
+const LONG: f64 = 100.0;
 
 impl Moments {
     pub(crate) fn new(metric: Metric, dim: usize) -> Moments {
         let normalised = metric == Metric::Cosine;
-        Moments { sum: vec![0.0; dim], square: 0.0, count: 0, place: vec![0.0; dim], normalised }
+        let (sum, place) = (vec![0.0; dim], vec![0.0; dim]);
+        let (first, lengths, length_max) = (vec![], vec![], f64::INFINITY);
+        Moments { sum, square: 0.0, count: 0, place, normalised, first, lengths, length_max }
     }
 
-    /// Adds one vector, unless it has no length that is finite.
+    /// Adds one vector, unless it has no length that is finite, or is much longer than others.
     pub(crate) fn add(&mut self, vector: Vectors<'_>) {
         widen(vector, &mut self.place);
         let length = length(&self.place);
         if !length.is_finite() || self.normalised && length == 0.0 {
             return;
         }
+        if self.lengths.len() < FIRST {
+            self.first.extend_from_slice(&self.place);
+            self.lengths.push(length);
+            if self.lengths.len() == FIRST {
+                self.count_first();
+            }
+        } else {
+            let place = std::mem::take(&mut self.place);
+            self.count(&place, length);
+            self.place = place;
+        }
+    }
+
+    fn count_first(&mut self) {
+        let mut lengths = self.lengths.clone();
+        let middle = lengths.len() / 2;
+        if !self.normalised && !lengths.is_empty() {
+            let (_, median, _) = lengths.select_nth_unstable_by(middle, f64::total_cmp);
+            self.length_max = if *median > 0.0 { LONG * *median } else { f64::INFINITY };
+        }
+        let (first, dim) = (std::mem::take(&mut self.first), self.sum.len());
+        for (vector, at) in first.chunks_exact(dim.max(1)).zip(0..) {
+            self.count(vector, self.lengths[at]);
+        }
+    }
+
+    fn count(&mut self, vector: &[f32], length: f64) {
+        if length > self.length_max {
+            return;
+        }
         let scale = if self.normalised { 1.0 / length } else { 1.0 };
-        for (sum, value) in self.sum.iter_mut().zip(&self.place) {
+        for (sum, value) in self.sum.iter_mut().zip(vector) {
             *sum += f64::from(*value) * scale;
         }
         self.square += (length * scale) * (length * scale);
         self.count += 1;
+    }
+
+    /// All of them, when they have been added.
+    fn finished(mut self) -> Self {
+        if self.lengths.len() < FIRST {
+            self.count_first();
+        }
+        self
     }
 }
 

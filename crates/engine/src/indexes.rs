@@ -74,7 +74,7 @@ impl Session {
         self.engine().builds().note(&table);
         if let Err(error) = self.built(table, &entry, &index).await {
             // What could not be built is not there, so that it can be made once the cause is gone.
-            if let Err(error) = database.drop_index(&entry, &index.name, true).await {
+            if let Err(error) = database.take_back_index(&entry, &index).await {
                 tracing::warn!(index = index.name, %error, "an index that was not built could not be dropped");
             }
             return Err(error);

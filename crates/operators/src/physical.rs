@@ -68,7 +68,9 @@ impl ExtensionPlanner for Operators {
         }
         let Some(search) = node.as_any().downcast_ref::<VectorSearch>() else { return Ok(None) };
         let snapshot = snapshot_of(&search.table)?;
-        let index = index_of(search, snapshot, &Settings::of(state.config_options())).await?;
+        let mut settings = Settings::of(state.config_options());
+        settings.recall_target = search.table.recall().unwrap_or(settings.recall_target);
+        let index = index_of(search, snapshot, &settings).await?;
         let query = match has_parameters(&search.query) {
             true => QueryVector::Open(search.query.clone()),
             false => QueryVector::Ready(planner.create_physical_expr(&search.query, &DFSchema::empty(), state)?),

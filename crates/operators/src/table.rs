@@ -42,13 +42,14 @@ pub struct SnapshotTable {
     schema: SchemaRef,
     defaults: Arc<HashMap<String, Expr>>,
     write: Option<WriteTarget>,
+    recall: Option<f64>,
 }
 
 impl SnapshotTable {
     /// A table under the name that EXPLAIN shows. `defaults`: the expression of each column's DEFAULT.
     pub fn new(name: String, snapshot: Snapshot, defaults: HashMap<String, Expr>, write: Option<WriteTarget>) -> Self {
         let schema = snapshot.schema();
-        Self { snapshot, name, schema, defaults: Arc::new(defaults), write }
+        Self { snapshot, name, schema, defaults: Arc::new(defaults), write, recall: None }
     }
 
     /// Where new rows go: the table's newest version if there is such a place.
@@ -77,6 +78,14 @@ impl SearchableTable for SnapshotTable {
 
     fn snapshot_name(&self) -> String {
         format!("{} version {}", self.snapshot.location(), self.snapshot.version())
+    }
+
+    fn with_recall(&self, recall: f64) -> Arc<dyn TableProvider> {
+        Self { recall: Some(recall), ..self.clone() }.into_provider()
+    }
+
+    fn recall(&self) -> Option<f64> {
+        self.recall
     }
 }
 

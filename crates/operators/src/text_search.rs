@@ -108,7 +108,7 @@ impl DisplayAs for TextSearchExec {
         let candidates = if self.candidates.is_some() { "filter first" } else { "all rows" };
         write!(
             f,
-            "TextSearchExec: table={} version={version}, column={}, index={} (inverted), k={}, ties in row order, \
+            "TextSearchExec: table={} version={version}, column={}, index={} (inverted), k={}, \
              candidates={candidates}, query={}, fetch after=[{}]",
             self.table,
             self.column,

@@ -61,6 +61,8 @@ pub struct VectorSearchExec {
     columns: Vec<String>,
     /// The index that serves it, as EXPLAIN shows it.
     index: Option<String>,
+    /// In the place of the session's `recall_target`.
+    recall: Option<f64>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -120,6 +122,7 @@ impl VectorSearchExec {
             candidates,
             columns: search.column_names(),
             index,
+            recall: search.table.recall(),
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
         })
@@ -174,6 +177,7 @@ impl VectorSearchExec {
             candidates,
             columns: self.columns.clone(),
             index: self.index.clone(),
+            recall: self.recall,
             properties: Arc::clone(&self.properties),
             metrics: ExecutionPlanMetricsSet::new(),
         }
@@ -192,6 +196,8 @@ impl VectorSearchExec {
 
     fn run(&self, context: &TaskContext) -> Run {
         let counter = |name: &'static str| MetricBuilder::new(&self.metrics).counter(name, 0);
+        let mut settings = Settings::of(context.session_config().options());
+        settings.recall_target = self.recall.unwrap_or(settings.recall_target);
         Run {
             snapshot: self.snapshot.clone(),
             column: format!("{}.{}", self.table, self.vector),
@@ -201,7 +207,7 @@ impl VectorSearchExec {
             reach: self.reach,
             workers: context.session_config().target_partitions().max(1),
             decoded_bytes_max: Buffers::of(context.session_config()).search as u64,
-            settings: Settings::of(context.session_config().options()),
+            settings,
             index: IndexCounts::new(&self.metrics),
             candidates: counter("candidates"),
             compared: counter("vectors_compared"),
@@ -241,6 +247,9 @@ impl DisplayAs for VectorSearchExec {
             Reach::Within { distance, inclusive } => {
                 write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?
             }
+        }
+        if let Some(recall) = self.recall {
+            write!(f, ", recall={recall}")?;
         }
         let candidates = if self.candidates.is_some() { "predicates first" } else { "all rows" };
         match &self.index {

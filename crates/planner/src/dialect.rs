@@ -3,7 +3,7 @@
 
 use std::any::TypeId;
 
-use datafusion::sql::sqlparser::ast::ColumnOption;
+use datafusion::sql::sqlparser::ast::{ColumnOption, Expr};
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -64,6 +64,20 @@ impl Dialect for SagittaDialect {
             Token::Spaceship | Token::TwoWayArrow => Some(Ok(self.prec_value(Precedence::PgOther))),
             _ => POSTGRES.get_next_precedence(parser),
         }
+    }
+
+    /// The parser (0.62) takes all that follows `IS [NOT] DISTINCT FROM`, `AND` and `OR` too, for the value that is compared.
+    fn parse_infix(&self, parser: &mut Parser, expr: &Expr, precedence: u8) -> Option<Result<Expr, ParserError>> {
+        let is_distinct = [Keyword::IS, Keyword::DISTINCT, Keyword::FROM];
+        let is_not_distinct = [Keyword::IS, Keyword::NOT, Keyword::DISTINCT, Keyword::FROM];
+        let make = if parser.parse_keywords(&is_distinct) {
+            Expr::IsDistinctFrom
+        } else if parser.parse_keywords(&is_not_distinct) {
+            Expr::IsNotDistinctFrom
+        } else {
+            return None;
+        };
+        Some(parser.parse_subexpr(precedence).map(|other| make(Box::new(expr.clone()), Box::new(other))))
     }
 
     fn prec_value(&self, precedence: Precedence) -> u8 {

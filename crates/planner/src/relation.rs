@@ -2,11 +2,13 @@
 //! guard that refuses every clause on a table that the planner would otherwise parse and drop (samples, hints,
 //! partitions).
 
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, TableReference, plan_datafusion_err, plan_err};
+use datafusion::datasource::provider_as_source;
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, SortExpr, lit};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, SortExpr, TableScan, lit};
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, FunctionArg, FunctionArgExpr, Ident, ObjectName, TableFactor, Value,
 };
@@ -17,7 +19,9 @@ use crate::asof_join;
 use crate::dialect::SagittaDialect;
 use crate::functions::distance;
 use crate::pin::{Mark, plain_table};
-use crate::rewrite::{rewrite, unsupported};
+use crate::resolve::searchable;
+use crate::rewrite::unsupported;
+use crate::statement::parse_condition;
 use crate::text_search::{TEXT_SEARCH_ROWS_MAX, TextSearch};
 use crate::vector_search::DISTANCE;
 use crate::vector_type::{Element, VectorType};
@@ -54,11 +58,17 @@ impl RelationPlanner for Relations {
             _ => None,
         };
         let found = call.and_then(|(name, args, alias)| Some((search_named(name)?, args.clone(), alias.clone())));
+        let mut relation = relation;
+        let recall = guard(&mut relation)?;
         let Some((function, args, alias)) = found else {
-            let mut other = relation;
-            guard(&mut other)?;
-            return plan_other(other, context);
+            return match recall {
+                Some(recall) => plan_with_recall(relation, recall, context),
+                None => plan_other(relation, context),
+            };
         };
+        if recall.is_some() {
+            return plan_err!("{function}(…) takes recall as an argument, not behind it; write recall => 0.99");
+        }
         let call = Call::read(function, args)?;
         let plan = match function {
             TEXT_SEARCH => plan_text_search(call, context)?,
@@ -95,9 +105,40 @@ fn search_named(name: &ObjectName) -> Option<&'static str> {
     SEARCHES.into_iter().find(|search| name.eq_ignore_ascii_case(search))
 }
 
+/// A relation whose searches are to find such a share of the nearest.
+fn plan_with_recall(
+    mut relation: TableFactor,
+    recall: f64,
+    context: &mut dyn RelationPlannerContext,
+) -> Result<RelationPlanning> {
+    let TableFactor::Table { name, alias, .. } = &mut relation else { return plan_other(relation, context) };
+    let (name, alias) = (name.clone(), alias.take());
+    let plan = with_recall(context.plan(relation)?, recall, &name)?;
+    Ok(RelationPlanning::Planned(Box::new(PlannedRelation { plan, alias })))
+}
+
+/// The plan of a relation, its tables replaced by such that are searched with this recall.
+///
+/// # Errors
+/// There is no table in it that searches run in.
+fn with_recall(relation: LogicalPlan, recall: f64, name: &ObjectName) -> Result<LogicalPlan> {
+    let with_recall = relation.transform_down_with_subqueries(|plan| {
+        let LogicalPlan::TableScan(scan) = &plan else { return Ok(Transformed::no(plan)) };
+        let Some(table) = searchable(&scan.source) else { return Ok(Transformed::no(plan)) };
+        let source = provider_as_source(table.with_recall(recall));
+        Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source, ..scan.clone() })))
+    })?;
+    match with_recall.transformed {
+        true => Ok(with_recall.data),
+        false => plan_err!("recall is of searches in tables of a database, which {name} is not; leave it out"),
+    }
+}
+
+/// The recall that a hint behind the name asks for.
+///
 /// # Errors
 /// A clause that is parsed but not planned.
-fn guard(relation: &mut TableFactor) -> Result<()> {
+fn guard(relation: &mut TableFactor) -> Result<Option<f64>> {
     let sampled = "TABLESAMPLE is not supported; write WHERE random() < 0.1";
     match relation {
         TableFactor::Table {
@@ -115,14 +156,14 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
             if sample.is_some() {
                 return unsupported(sampled);
             }
-            check_hints(with_hints)?;
+            let recall = recall_of_hints(with_hints)?;
             with_hints.clear();
             if *with_ordinality || !partitions.is_empty() || json_path.is_some() || !index_hints.is_empty() {
                 return unsupported(&format!(
                     "WITH ORDINALITY, PARTITION, JSON paths and index hints on {name} are not supported; name the table alone"
                 ));
             }
-            Ok(())
+            Ok(recall)
         }
         TableFactor::Derived { sample: Some(_), .. } => unsupported(sampled),
         TableFactor::Function { name, with_ordinality, .. } => {
@@ -130,13 +171,13 @@ fn guard(relation: &mut TableFactor) -> Result<()> {
             if *with_ordinality {
                 unsupported("WITH ORDINALITY is not supported; write row_number() OVER ()")
             } else {
-                Ok(())
+                Ok(None)
             }
         }
         TableFactor::UNNEST { with_ordinality: true, .. } | TableFactor::UNNEST { with_offset: true, .. } => {
             unsupported("UNNEST … WITH ORDINALITY and WITH OFFSET are not supported")
         }
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 
@@ -149,14 +190,17 @@ fn refuse_unbuilt(name: &ObjectName, is_call: bool) -> Result<()> {
     Ok(())
 }
 
-/// `WITH (recall = 0.99)` is the one hint of a table. A search is exact so far: its recall is 1, whatever was asked.
-fn check_hints(hints: &[ast::Expr]) -> Result<()> {
+/// `WITH (recall = 0.99)` is the one hint of a table.
+fn recall_of_hints(hints: &[ast::Expr]) -> Result<Option<f64>> {
+    let mut recall = None;
     for hint in hints {
         match hint {
             ast::Expr::BinaryOp { left, op: BinaryOperator::Eq, right }
                 if left.to_string().eq_ignore_ascii_case("recall") =>
             {
-                check_recall(&right.to_string())?;
+                if recall.replace(recall_of(&right.to_string())?).is_some() {
+                    return plan_err!("recall is there twice; leave one out");
+                }
             }
             other => {
                 return unsupported(&format!(
@@ -165,13 +209,13 @@ fn check_hints(hints: &[ast::Expr]) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(recall)
 }
 
-fn check_recall(text: &str) -> Result<()> {
+fn recall_of(text: &str) -> Result<f64> {
     let recall: f64 =
         text.parse().map_err(|_| plan_datafusion_err!("recall is a number above 0 and at most 1, not {text}"))?;
-    if recall > 0.0 && recall <= 1.0 { Ok(()) } else { plan_err!("recall is above 0 and at most 1, not {text}") }
+    if recall > 0.0 && recall <= 1.0 { Ok(recall) } else { plan_err!("recall is above 0 and at most 1, not {text}") }
 }
 
 /// A call of a search, its arguments apart.
@@ -195,6 +239,11 @@ impl Call {
                     call.named.push((name.to_string().to_lowercase(), expr))
                 }
                 other => return plan_err!("{function} does not take {other}; {}", call.usage()),
+            }
+        }
+        for (at, (name, _)) in call.named.iter().enumerate() {
+            if call.named[..at].iter().any(|(other, _)| other == name) {
+                return plan_err!("{function} has its argument {name} twice; leave one out");
             }
         }
         if call.positional.len() != 3 {
@@ -248,15 +297,39 @@ fn k_of(value: &ast::Expr) -> Result<usize> {
     k.ok_or_else(|| plan_datafusion_err!("k is a whole number above 0, not {text}"))
 }
 
-/// The condition of a filter that is written as text.
-fn predicate_of(filter: &str, schema: &DFSchema, context: &mut dyn RelationPlannerContext) -> Result<Expr> {
-    let mut parser = Parser::new(&SagittaDialect).try_with_sql(filter)?;
-    let mut predicate = parser.parse_expr()?;
-    if parser.peek_token_ref().token != datafusion::sql::sqlparser::tokenizer::Token::EOF {
-        return plan_err!("filter is one condition, but {} follows in '{filter}'", parser.peek_token_ref());
+/// Puts the condition that the text of a search's `filter` says in its place, before the names in the statement are looked up.
+///
+/// # Errors
+/// A text that is no condition.
+pub(crate) fn parse_filter(relation: &mut TableFactor) -> Result<()> {
+    let args = match relation {
+        TableFactor::Table { name, args: Some(args), .. } if search_named(name).is_some() => &mut args.args,
+        TableFactor::Function { name, args, .. } if search_named(name).is_some() => args,
+        _ => return Ok(()),
+    };
+    for arg in args {
+        let (name, arg) = match arg {
+            FunctionArg::Named { name, arg: FunctionArgExpr::Expr(arg), .. } => (name.value.clone(), arg),
+            FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(arg), .. } => (name.to_string(), arg),
+            _ => continue,
+        };
+        let ast::Expr::Value(value) = &*arg else { continue };
+        if let (true, Value::SingleQuotedString(filter)) = (name.eq_ignore_ascii_case("filter"), &value.value) {
+            *arg = ast::Expr::Nested(Box::new(parse_condition(filter)?));
+        }
     }
-    rewrite(&mut predicate)?;
-    context.sql_to_expr(predicate, schema)
+    Ok(())
+}
+
+/// The condition of a filter.
+fn predicate_of(filter: ast::Expr, schema: &DFSchema, context: &mut dyn RelationPlannerContext) -> Result<Expr> {
+    let shown = filter.to_string();
+    let predicate = context.sql_to_expr(filter, schema)?;
+    let is_of_rows = |expr: &Expr| Ok(matches!(expr, Expr::AggregateFunction(_) | Expr::WindowFunction(_)));
+    if predicate.exists(is_of_rows)? {
+        return plan_err!("filter is a condition on one row, and {shown} has a function of many; write a subquery");
+    }
+    Ok(predicate)
 }
 
 fn plan_text_search(call: Call, context: &mut dyn RelationPlannerContext) -> Result<LogicalPlan> {
@@ -270,7 +343,7 @@ fn plan_text_search(call: Call, context: &mut dyn RelationPlannerContext) -> Res
         }
         match name.as_str() {
             "k" => k = k_of(value)?,
-            "filter" => filter = Some(call.text(value, "filter")?),
+            "filter" => filter = Some(value.clone()),
             _ => return plan_err!("{TEXT_SEARCH} has no argument {name}; {TEXT_USAGE}"),
         }
     }
@@ -280,7 +353,7 @@ fn plan_text_search(call: Call, context: &mut dyn RelationPlannerContext) -> Res
     let factor = plain_table(table, None, mark.as_ref().map(Mark::as_version));
     let relation = context.plan(factor)?;
     let predicate = match filter {
-        Some(filter) => Some(predicate_of(&filter, relation.schema(), context)?),
+        Some(filter) => Some(predicate_of(filter, relation.schema(), context)?),
         None => None,
     };
     TextSearch::plan(&relation, column, query, k, predicate)
@@ -294,7 +367,8 @@ struct Arguments {
     query: Expr,
     k: usize,
     metric: Option<Metric>,
-    filter: Option<String>,
+    filter: Option<ast::Expr>,
+    recall: Option<f64>,
     /// The moment of the table, where it has one of its own.
     mark: Option<Mark>,
 }
@@ -304,7 +378,8 @@ impl Arguments {
         let (table, column) = call.place()?;
         let query = call.query(context)?;
         let named = std::mem::take(&mut call.named);
-        let mut arguments = Self { call, table, column, query, k: K_DEFAULT, metric: None, filter: None, mark: None };
+        let mut arguments =
+            Self { call, table, column, query, k: K_DEFAULT, metric: None, filter: None, recall: None, mark: None };
         for (name, value) in named {
             arguments.set(&name, &value)?;
         }
@@ -327,8 +402,8 @@ impl Arguments {
                 })?;
                 self.metric = Some(metric);
             }
-            "filter" => self.filter = Some(self.call.text(value, "filter")?),
-            "recall" => check_recall(&value.to_string())?,
+            "filter" => self.filter = Some(value.clone()),
+            "recall" => self.recall = Some(recall_of(&value.to_string())?),
             _ => return plan_err!("{VECTOR_SEARCH} has no argument {name}; {VECTOR_USAGE}"),
         }
         Ok(())
@@ -337,8 +412,12 @@ impl Arguments {
     /// The same plan that `SELECT *, distance … WHERE filter ORDER BY distance LIMIT k` has.
     fn plan(self, context: &mut dyn RelationPlannerContext) -> Result<LogicalPlan> {
         let factor = plain_table(self.table.clone(), None, self.mark.as_ref().map(Mark::as_version));
-        let mut builder = LogicalPlanBuilder::from(context.plan(factor)?);
-        if let Some(filter) = &self.filter {
+        let mut relation = context.plan(factor)?;
+        if let Some(recall) = self.recall {
+            relation = with_recall(relation, recall, &self.table)?;
+        }
+        let mut builder = LogicalPlanBuilder::from(relation);
+        if let Some(filter) = self.filter.clone() {
             let predicate = predicate_of(filter, builder.schema(), context)?;
             builder = builder.filter(predicate)?;
         }

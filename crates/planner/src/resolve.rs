@@ -137,6 +137,12 @@ pub trait SearchableTable: TableProvider {
 
     /// What EXPLAIN calls the snapshot, such as `version 3`.
     fn snapshot_name(&self) -> String;
+
+    /// The same table and snapshot, whose searches are to find such a share of the nearest.
+    fn with_recall(&self, recall: f64) -> Arc<dyn TableProvider>;
+
+    /// The share of the nearest that searches are to find, if this table has its own.
+    fn recall(&self) -> Option<f64>;
 }
 
 /// The column that names a row within a snapshot (UInt64, not null).

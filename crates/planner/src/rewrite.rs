@@ -12,6 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 use crate::asof_join;
 use crate::functions::convert::TO_VECTOR;
 use crate::patterns::rewrite_pattern;
+use crate::relation;
 use crate::sql_type::with_digits_of;
 use crate::text_length;
 use crate::vector_type::VectorType;
@@ -45,7 +46,7 @@ impl VisitorMut for Rewriter {
         if let TableFactor::NestedJoin { table_with_joins, .. } = factor {
             asof_join::nest(table_with_joins, true);
         }
-        ControlFlow::Continue(())
+        flow(relation::parse_filter(factor))
     }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<DataFusionError> {

@@ -145,6 +145,11 @@ fn parameters(method: &str, options: &[(String, String)]) -> Result<Option<Strin
         };
         all.insert(name.clone(), value);
     }
+    if let Some(name) = ["min_ngram_length", "max_ngram_length"].into_iter().find(|name| all.contains_key(*name))
+        && all.get("tokenizer") != Some(&json!("ngram"))
+    {
+        return plan_err!("{name} is of words that are parts of words; write tokenizer = 'ngram' beside it");
+    }
     if method == "zonemap" {
         // Lance would have every data file carry a part of the index from now on.
         all.insert("use_seeds".to_owned(), json!(false));

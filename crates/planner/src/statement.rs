@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use datafusion::common::{plan_datafusion_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::sql::parser::{CopyToStatement, DFParserBuilder, ResetStatement, Statement as Parsed};
 use datafusion::sql::sqlparser::ast;
@@ -102,6 +103,28 @@ pub fn parse(sql: &str) -> Result<Vec<Statement>> {
     let all = tokens::tokenize(sql).map_err(|error| DataFusionError::from(ParserError::from(error)))?;
     let places = tokens::Places::new(sql);
     tokens::split(all).into_iter().map(|part| parse_one(sql, &places, part)).collect()
+}
+
+/// Parses a condition that is written as a text of its own.
+///
+/// # Errors
+/// A mistake of syntax, or more than one condition.
+pub(crate) fn parse_condition(text: &str) -> Result<ast::Expr> {
+    // Places in it are not places in the statement.
+    let unread = |error: ParserError| {
+        let said = error.to_string();
+        let said = said.split(" at Line").next().unwrap_or_default().trim_start_matches("sql parser error: ");
+        plan_datafusion_err!("the filter '{text}' cannot be read: {said}")
+    };
+    let tokens = tokens::tokenize(text).map_err(|error| unread(error.into()))?;
+    let mut parser = Parser::new(&SagittaDialect)
+        .with_tokens_with_locations(with_end(&tokens::rewrite(&tokens)))
+        .with_recursion_limit(NESTING_MAX);
+    let condition = parser.parse_expr().map_err(unread)?;
+    match &parser.peek_token_ref().token {
+        Token::EOF => Ok(condition),
+        other => plan_err!("filter is one condition, but {other} follows in '{text}'"),
+    }
 }
 
 fn parse_one(sql: &str, places: &tokens::Places<'_>, part: Vec<TokenWithSpan>) -> Result<Statement> {

@@ -23,8 +23,8 @@ pub const TEXT_SEARCH_ROWS_MAX: usize = 8_192;
 
 /// The k rows of one table, among its candidates, whose text fits a query best.
 ///
-/// The output is the fetched columns, qualified by the table's name, then [`SCORE`]; ordered by it, descending, ties in
-/// row order. Rows without any of the words are not there.
+/// The output is the fetched columns, qualified by the table's name, then [`SCORE`]; ordered by it, descending. Which
+/// ones of rows that fit alike are among the k is the index's choice. Rows without any of the words are not there.
 #[derive(Debug, Clone)]
 pub struct TextSearch {
     /// The qualifier of the table's columns.

@@ -133,6 +133,9 @@ impl UserDefinedLogicalNodeCore for VectorSearch {
                 write!(f, ", distance {} {distance}", if inclusive { "<=" } else { "<" })?
             }
         }
+        if let Some(recall) = self.table.recall() {
+            write!(f, ", recall={recall}")?;
+        }
         let candidates = if self.candidates.is_some() { "rows that match the predicates below" } else { "all rows" };
         write!(f, ", candidates=[{candidates}], fetch after=[{}], distance IS NOT NULL", self.column_names().join(", "))
     }
@@ -160,7 +163,7 @@ impl VectorSearch {
         };
         (
             self.table_name.to_string(),
-            self.table.snapshot_name(),
+            format!("{} {:?}", self.table.snapshot_name(), self.table.recall()),
             &self.candidates,
             &self.vector,
             &self.query,

@@ -41,7 +41,8 @@ impl Snapshot {
         })
     }
 
-    /// The `k` rows, `among` some or all, whose text fits `words` best: best first, ties in row order. Rows without any of
+    /// The `k` rows, `among` some or all, whose text fits `words` best: best first, those that fit alike in row order; where more of
+    /// them are than there is room for, which ones are left out is the index's choice. Rows without any of
     /// the words are not there. Rows that the index lacks are read.
     ///
     /// # Errors

@@ -74,7 +74,7 @@ fn space(rows: &dyn Rows, metric: Metric, control: &Control) -> Result<Space, Bu
             rows.read(row..row + 1, &mut |_, vector| moments.add(vector))?;
         }
     }
-    let space = Space::new(metric, rows.element(), rows.dim(), &moments, control.seed);
+    let space = Space::new(metric, rows.element(), rows.dim(), moments, control.seed);
     space.ok_or_else(|| BuildError::Unsupported("a vector of no dimension".into()))
 }
 

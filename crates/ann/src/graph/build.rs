@@ -100,6 +100,7 @@ pub fn build(
         coding,
         whole,
         efforts: Default::default(),
+        outliers: survey.outliers.clone(),
         far: vec![],
     };
     let row_map = if has_row_map { to_bytes(&survey.vertices) } else { Vec::new() };

@@ -18,6 +18,7 @@
 //! | *shifted*: 4 | what is subtracted (f32) |
 //! | *affine*: 4·`l`, 4·`l`, 4·`c`, `c·l` | mean, inverse scales, row scales (f32), rows (u8): `l` = `dim` (+ 1 for inner product), `c` = elements of a code |
 //! | 3 × (4 + 20·steps) | calibration for k = 1, 10, 100: number of steps; of each recall, stop (f32), beam, rerank, codes (u32) |
+//! | 4, 4·`o` | since version 3: rows that are candidates of every search (u32, ascending) |
 //! | 4 + `n` × (8 + 20·steps) | since version 3: number of kinds of far queries; of each its mean `beside` (f32) and calibration for k = 10 |
 //!
 //! Section 1, the codes: a record per vertex (`kernels::CodeLayout`; bits: whole words of 64). Section 2, the
@@ -105,6 +106,8 @@ pub(super) struct Head {
     pub whole: Option<Whole>,
     /// For each of [`CALIBRATED`], cheapest first.
     pub efforts: [Vec<EffortStep>; 3],
+    /// Rows that are no vertices and candidates of every search, ascending.
+    pub outliers: Vec<u32>,
     /// By `beside`, ascending.
     pub far: Vec<Far>,
 }
@@ -151,6 +154,8 @@ impl Head {
             body.extend(&affine.rows);
         }
         self.efforts.iter().for_each(|steps| write_efforts(steps, &mut body));
+        body.extend((self.outliers.len() as u32).to_le_bytes());
+        self.outliers.iter().for_each(|row| body.extend(row.to_le_bytes()));
         body.extend((self.far.len() as u32).to_le_bytes());
         for far in &self.far {
             body.extend(far.beside.to_le_bytes());
@@ -224,7 +229,10 @@ impl Head {
         let whole = if has_whole { Some(reader.whole(dim)?) } else { None };
         let coding = reader.coding(metric, dim, kind, bits, code_dim, length)?;
         let efforts = [reader.efforts()?, reader.efforts()?, reader.efforts()?];
-        let far = if version < 3 { vec![] } else { reader.far()? };
+        let (outliers, far) = if version < 3 { Default::default() } else { (reader.outliers(rows)?, reader.far()?) };
+        if vertices + outliers.len() > rows {
+            return Err(damaged("its counts of rows do not fit"));
+        }
         Ok(Self {
             metric,
             element,
@@ -239,6 +247,7 @@ impl Head {
             coding,
             whole,
             efforts,
+            outliers,
             far,
         })
     }
@@ -341,6 +350,19 @@ impl<'a> Reader<'a> {
             return Err(damaged("its calibration has an impossible effort"));
         }
         Ok(steps)
+    }
+
+    fn outliers(&mut self, rows: usize) -> Result<Vec<u32>, FormatError> {
+        let count = self.u32()? as usize;
+        if self.0.len() / 4 < count {
+            return Err(damaged("its head is cut off"));
+        }
+        let outliers = (0..count).map(|_| self.u32()).collect::<Result<Vec<u32>, FormatError>>()?;
+        let is_ascending = outliers.is_sorted_by(|one, other| one < other);
+        if !is_ascending || outliers.last().is_some_and(|last| *last as usize >= rows) {
+            return Err(damaged("its rows without a code do not fit"));
+        }
+        Ok(outliers)
     }
 
     fn far(&mut self) -> Result<Vec<Far>, FormatError> {

@@ -18,6 +18,7 @@ mod format;
 mod leaves;
 mod linear;
 mod link;
+mod outliers;
 mod points;
 mod random;
 mod reach;

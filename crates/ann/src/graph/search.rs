@@ -139,7 +139,7 @@ impl Index for GraphIndex {
         let codes = if plan.scans() { plan.matching as u64 } else { walked };
         let hops = if plan.scans() { 0 } else { codes.div_ceil(self.head.degree as u64 / 2).max(1) };
         let given = if self.head.whole.is_some() { request.k } else { plan.rerank };
-        let reranked = given.min(plan.matching) as u64;
+        let reranked = (given.min(plan.matching) + self.head.outliers.len()) as u64;
         Work { lists: 0, hops, codes, reranked, bytes: self.bytes(codes, hops) }
     }
 
@@ -172,14 +172,21 @@ impl GraphIndex {
             Ok(view) => view,
             Err(missing) => return Ok(Step::Wants(missing)),
         };
-        if request.k == 0 || self.head.vertices == 0 || request.matching.is_some_and(RowSet::is_empty) {
+        if request.k == 0 || request.matching.is_some_and(RowSet::is_empty) {
             return Ok(Step::Found(Found::default()));
         }
         let mut buffers = BUFFERS.take().unwrap_or_default();
         buffers.walk.hidden = manner.hidden;
         let found = self.search_in(request, &view, manner.refines, &mut buffers);
         BUFFERS.set(Some(buffers));
-        found.map(Step::Found)
+        let mut found = found?;
+        let outliers = self.head.outliers.iter().copied();
+        let outliers = outliers.filter(|row| request.matching.is_none_or(|matching| matching.contains(*row)));
+        // Nothing is known of their distances.
+        let candidate = |row| Candidate { row, estimate: f32::INFINITY, bound: f32::NEG_INFINITY };
+        found.candidates.extend(outliers.map(candidate));
+        found.work.reranked = found.candidates.len() as u64;
+        Ok(Step::Found(found))
     }
 
     pub(super) fn open(head: &[u8]) -> Result<Self, FormatError> {
@@ -269,7 +276,9 @@ impl GraphIndex {
     ) -> Result<Found, FormatError> {
         let refines = refines && self.prepare_refined(request.query, &mut buffers.refined);
         let Some(measure) = self.prepare(request.query, buffers)? else { return Ok(Found::default()) };
-        let Some(scorer) = buffers.scorer.take() else { return Ok(Found::default()) };
+        let Some(scorer) = buffers.scorer.take().filter(|_| self.head.vertices > 0) else {
+            return Ok(Found::default());
+        };
         let plan = self.plan(request, self.head.far(buffers.projected.beside));
         let k = request.k.min(plan.matching);
         let mut work = Work::default();

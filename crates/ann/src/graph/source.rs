@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use kernels::{ElementType, Metric, Vectors, square_f64};
 use rayon::prelude::*;
 
+use super::outliers::Bounds;
 use crate::{BuildError, Control, Rows};
 
 /// Rows that are read and worked on at a time, by one thread.
@@ -16,6 +17,8 @@ pub(super) const BLOCK_ROWS: usize = 1024;
 pub(super) struct Survey {
     /// The rows that can be neighbors, ascending: the vertex `v` is the row `vertices[v]`.
     pub vertices: Vec<u32>,
+    /// The rows that are candidates of every search, ascending (`outliers.rs`).
+    pub outliers: Vec<u32>,
     /// The largest squared length.
     pub square_max: f64,
     /// The smallest and the largest element.
@@ -27,7 +30,9 @@ pub(super) struct Survey {
 impl Survey {
     /// Reads all rows once.
     pub(super) fn new(rows: &dyn Rows, metric: Metric, control: &Control) -> Result<Self, BuildError> {
-        let empty = || Self { vertices: Vec::new(), square_max: 0.0, range: (0.0, 0.0), whole: true };
+        let empty =
+            || Self { vertices: Vec::new(), outliers: Vec::new(), square_max: 0.0, range: (0.0, 0.0), whole: true };
+        let bounds = Bounds::of(rows, metric, control.seed)?;
         let blocks: Vec<Self> = block_ranges(rows.len())
             .into_par_iter()
             .map(|range| {
@@ -37,7 +42,11 @@ impl Survey {
                     survey.vertices.extend(range.filter(|row| rows.has(*row)).map(|row| row as u32));
                     return Ok(survey);
                 }
-                each_vector(rows, range, &mut |row, vector| survey.see(rows.has(row), row, vector, metric))?;
+                each_vector(rows, range, &mut |row, vector| {
+                    if rows.has(row) {
+                        survey.see(row, vector, metric, &bounds);
+                    }
+                })?;
                 Ok(survey)
             })
             .collect::<Result<_, BuildError>>()?;
@@ -48,16 +57,21 @@ impl Survey {
                 all.range = (all.range.0.min(block.range.0), all.range.1.max(block.range.1));
             }
             all.vertices.extend(block.vertices);
+            all.outliers.extend(block.outliers);
             all.square_max = all.square_max.max(block.square_max);
             all.whole &= block.whole;
             all
         }))
     }
 
-    /// A row without a vector, or whose distances are undefined, is no vertex.
-    fn see(&mut self, has: bool, row: usize, vector: &[f32], metric: Metric) {
+    /// A row whose distances are undefined is no vertex.
+    fn see(&mut self, row: usize, vector: &[f32], metric: Metric, bounds: &Bounds) {
         let square = square_f64(vector);
-        if !has || !square.is_finite() || (metric == Metric::Cosine && square == 0.0) {
+        if !square.is_finite() || (metric == Metric::Cosine && square == 0.0) {
+            return;
+        }
+        if metric != Metric::Cosine && !bounds.hold(vector) {
+            self.outliers.push(row as u32);
             return;
         }
         let (mut low, mut high, mut whole) = (f32::INFINITY, f32::NEG_INFINITY, true);

@@ -255,6 +255,33 @@ fn rows_of_any_length_can_be_built() {
 }
 
 #[test]
+fn rows_far_from_all_others_take_nothing_from_them_and_are_found() {
+    let (dim, rows) = (40, 6000);
+    for far in [1e4, 1e6, 1e15, 2e19] {
+        let mut values = gaussian(rows * dim, 3);
+        values[7 * dim] = far;
+        let queries = Data::F32(gaussian(40 * dim, 4));
+        let of_row = values[7 * dim..8 * dim].to_vec();
+        let base = Data::F32(values);
+        for metric in [Metric::L2, Metric::InnerProduct] {
+            let opened = Opened::new(&InMemory::new(base.vectors(), dim), metric, &GraphOptions::default());
+            let reached = recall(&opened, &base, &queries, dim, 10, None, opened.index.effort(0.95, 10));
+            assert!(reached >= 0.93, "{metric:?} {far}: {reached}");
+            let found = opened.found(Vectors::F32(&of_row), 1, None, opened.index.effort(0.95, 1));
+            assert!(found.candidates.iter().any(|candidate| candidate.row == 7), "{metric:?} {far}");
+            let others = bits(rows, |row| row != 7);
+            let found = opened.found(Vectors::F32(&of_row), 5, Some(set(&others)), opened.index.effort(0.95, 5));
+            assert!(found.candidates.len() >= 5 && found.candidates.iter().all(|candidate| candidate.row != 7));
+        }
+    }
+    // All rows may be that long.
+    let values: Vec<f32> = gaussian(300 * dim, 3).into_iter().map(|value| value * 2e19).collect();
+    let base = Data::F32(values);
+    let opened = Opened::new(&InMemory::new(base.vectors(), dim), Metric::L2, &GraphOptions::default());
+    assert_eq!(opened.found(base.row(dim, 3), 10, None, opened.index.effort(0.95, 10)).candidates.len(), 300);
+}
+
+#[test]
 fn every_width_of_codes_can_be_chosen() {
     let dim = 128;
     let (base, queries) = (Data::new(ElementType::F32, ROWS, dim, 1), Data::new(ElementType::F32, 40, dim, 2));
@@ -577,11 +604,11 @@ fn files_of_earlier_versions_are_read() {
     let mut opened = Opened::new(&InMemory::new(base.vectors(), 40), Metric::L2, &GraphOptions::default());
     let effort = opened.index.effort(0.95, 10);
     let now = opened.found(base.row(40, 3), 10, None, effort).candidates;
-    // What version 2 had no name for, kinds of far queries, is the end of the head; what version 1 had none for is not in this one.
+    // What version 2 had no name for, outliers and far queries, is the end of the head; what version 1 had none for is not in this one.
     let head = &mut opened.sections.0[0];
     let kinds = super::format::Head::read(head).unwrap().far;
     let bytes: usize = kinds.iter().map(|far| 8 + 20 * far.efforts.len()).sum();
-    head.truncate(head.len() - bytes - 4);
+    head.truncate(head.len() - bytes - 8);
     head[8] = 2;
     let checksum = super::format::crc32c(&head[16..]);
     head[12..16].copy_from_slice(&checksum.to_le_bytes());

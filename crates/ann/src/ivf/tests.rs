@@ -61,6 +61,28 @@ fn every_metric_element_and_code_finds_the_neighbors() {
 }
 
 #[test]
+fn a_row_far_from_all_others_takes_nothing_from_them() {
+    let dim = 40;
+    for far in [1e4, 1e6, 1e9, 1e15, 2e19] {
+        let Stored::F32(mut values) = clustered(ElementType::F32, 3_000, dim, 1) else { panic!("floats were made") };
+        values[7 * dim] = far;
+        let (base, queries) = (Stored::F32(values), clustered(ElementType::F32, 12, dim, 1));
+        for (metric, code) in FLOAT_METRICS.into_iter().flat_map(|metric| CODES.map(|code| (metric, code))) {
+            let (index, sections) = built(&base, dim, metric, code);
+            let (base, queries) = (base.vectors(), queries.vectors());
+            let found = recall(&*index, &sections, base, queries, (10, index.effort(0.95, 10)), None);
+            assert!(found >= 0.85, "{metric:?} {code:?} {far}: {found}");
+            let request =
+                Request { query: base.rows(dim, 7, 1).unwrap(), k: 1, matching: None, effort: index.effort(0.95, 1) };
+            let found = candidates(&*index, &sections, &request);
+            // Where there is no candidate, all rows are compared.
+            let is_found = found.is_empty() || found.iter().any(|candidate| candidate.row == 7);
+            assert!(is_found, "{metric:?} {code:?} {far}");
+        }
+    }
+}
+
+#[test]
 fn bits_are_found_by_hamming_and_jaccard() {
     let dim = 128;
     let (base, queries) = (clustered(ElementType::Bits, 2_000, dim, 2), clustered(ElementType::Bits, 12, dim, 2));

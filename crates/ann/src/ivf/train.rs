@@ -61,7 +61,7 @@ pub fn train(rows: &dyn Rows, metric: Metric, options: &IvfOptions, control: &Co
     }
     let mut moments = Moments::new(metric, dim);
     read_sample(rows, &runs, control, &mut |vector| moments.add(vector))?;
-    let space = Space::new(metric, element, dim, &moments, control.seed);
+    let space = Space::new(metric, element, dim, moments, control.seed);
     let space = space.ok_or_else(|| BuildError::Unsupported("a vector of no dimension".into()))?;
     let (mut sample, mut projected, mut standings) = (vec![], vec![], vec![]);
     read_sample(rows, &runs, control, &mut |vector| {

@@ -105,14 +105,38 @@ fn rewrite_sort(sort: &Sort, k: usize) -> Result<Option<LogicalPlan>> {
     drop_null_distances(sort, &source)
 }
 
-/// An exact sort that means *distance IS NOT NULL*.
+/// An exact sort that means *distance IS NOT NULL*: the nearest first, not the farthest.
 fn drop_null_distances(sort: &Sort, source: &Source<'_>) -> Result<Option<LogicalPlan>> {
-    if !source.exprs[0].exists(|expr| Ok(distance_call(expr).is_some()))? {
+    let key = &source.exprs[0];
+    let first = &sort.expr[0];
+    if !key.exists(|expr| Ok(distance_call(expr).is_some()))? || (!first.asc && first.nulls_first && !is_nearness(key))
+    {
         return Ok(None);
     }
     let key = sort.expr[0].expr.clone();
     let filter = Filter::try_new(key.is_not_null(), Arc::clone(&sort.input))?;
     Ok(Some(LogicalPlan::Sort(Sort { input: Arc::new(LogicalPlan::Filter(filter)), ..sort.clone() })))
+}
+
+/// Whether an expression is the larger, the nearer two vectors are: a similarity, or a distance with its sign reversed.
+fn is_nearness(expr: &Expr) -> bool {
+    if let Some(call) = distance_call(expr) {
+        return call.is_similarity;
+    }
+    match expr {
+        Expr::Alias(alias) => is_nearness(&alias.expr),
+        Expr::Cast(cast) => is_nearness(&cast.expr),
+        Expr::Negative(inner) => !is_nearness(inner),
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (op, number(left), number(right)) {
+            (Operator::Minus, Some(_), None) => !is_nearness(right),
+            (Operator::Multiply, Some(factor), None) => (factor < 0.0) != is_nearness(right),
+            (Operator::Multiply | Operator::Divide, None, Some(factor)) => (factor < 0.0) != is_nearness(left),
+            (_, Some(_), None) => is_nearness(right),
+            (_, None, _) => is_nearness(left),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// What stands below a sort or a filter: projections, aliases and predicates over one relation, with every

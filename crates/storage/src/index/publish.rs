@@ -137,13 +137,31 @@ impl Database {
     /// # Errors
     /// [`StorageError::NotFound`].
     pub async fn drop_index(&self, entry: &TableEntry, index: &str, if_exists: bool) -> Result<bool> {
-        let indexes = self.table_indexes(&entry.location);
         let table = self.shown_table(entry);
+        let find = |current: &IndexManifest| match current.index(index) {
+            None if if_exists => Ok(None),
+            _ => current.require(index, &table).cloned().map(Some),
+        };
+        self.drop_found(entry, find).await
+    }
+
+    /// Takes back an index that was made, unless it is gone; another one that has its name now stays.
+    ///
+    /// # Errors
+    /// As [`Database::drop_index`].
+    pub async fn take_back_index(&self, entry: &TableEntry, index: &IndexDefinition) -> Result<bool> {
+        let find = |current: &IndexManifest| Ok(current.indexes.iter().find(|other| other.id == index.id).cloned());
+        self.drop_found(entry, find).await
+    }
+
+    async fn drop_found(
+        &self,
+        entry: &TableEntry,
+        find: impl Fn(&IndexManifest) -> Result<Option<IndexDefinition>>,
+    ) -> Result<bool> {
+        let indexes = self.table_indexes(&entry.location);
         let change = |current: &IndexManifest| {
-            if if_exists && current.index(index).is_none() {
-                return Ok(Change::Nothing(None));
-            }
-            let dropped = current.require(index, &table)?.clone();
+            let Some(dropped) = find(current)? else { return Ok(Change::Nothing(None)) };
             let mut next = current.clone();
             next.indexes.retain(|other| other.id != dropped.id);
             next.segments.retain(|segment| segment.index != dropped.id);

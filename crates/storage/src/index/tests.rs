@@ -452,6 +452,11 @@ async fn builds_of_two_processes_do_not_overwrite_each_other() {
     assert!(matches!(two.publish_segment(&t, &index, merged).await, Err(StorageError::Conflict(_))));
     assert!(matches!(one.drop_index(&t, "i", false).await, Err(StorageError::NotFound(_))));
     assert!(!one.drop_index(&t, "i", true).await.unwrap());
+    // Who takes back what was made leaves alone what somebody else has made under the name since.
+    let other = create(&two).await;
+    assert!(!one.take_back_index(&t, &index).await.unwrap());
+    assert!(one.take_back_index(&t, &other).await.unwrap());
+    assert!(one.indexes(&t).await.unwrap().indexes.is_empty());
 }
 
 #[tokio::test]
