@@ -1,14 +1,14 @@
 """The graph as a library and two index libraries in turn: rates at a recall of 0.95 and 0.99, the median of pairs.
 
-    pip install rabitqlib scalable-vs numpy
-    python benches/pairs_ann.py [--dataset minilm|fashion|large] [--pairs 5] [--only svs|symqg]
+    pip install rabitqlib scann numpy
+    python benches/pairs_ann.py [--dataset minilm|fashion|large] [--pairs 5] [--only symqg|scann]
 
 Data sets are those of `ann` (benches/README.md), at most 1,000 queries, k = 10. The rivals are built once, on two threads, and each is
 asked with the least of its efforts that reaches the recall; ours is built anew for each pair (`crates/ann/benches/recall.rs`) and asked
 with the effort that it chooses for the recall itself. A rate is that of a batch call on one thread, the best of three; of ours, of
 calls one after the other. Latencies are of one question at a time. `other` is the number of cores that other processes kept busy.
 
-Rows are appended to `$ANNBENCH/results/pairs.jsonl`.
+Rows are appended to `$ANNBENCH/pairs.jsonl`.
 """
 
 import argparse
@@ -27,7 +27,9 @@ import numpy as np
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent / os.environ.get("ANNBENCH", "annbench")
 K, TARGETS, ROUNDS = 10, (0.95, 0.99), 3
-EFFORTS = (10, 12, 14, 16, 18, 20, 24, 28, 34, 40, 48, 56, 68, 80, 96, 112, 136, 160, 192, 224, 270, 320, 384, 450)
+# Vertices that are kept; lists that are read and candidates that are compared.
+BEAMS = (10, 12, 14, 16, 18, 20, 24, 28, 34, 40, 48, 56, 68, 80, 96, 112, 136, 160, 192, 224, 270, 320, 384, 450)
+LISTS = [(lists, compared) for lists in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 200) for compared in (50, 100)]
 
 
 class Dataset:
@@ -46,15 +48,15 @@ class Dataset:
 class Rival:
     """An index of another library. `search(queries, effort, threads)` gives the rows found."""
 
-    def __init__(self, name: str, data: Dataset, make: Callable):
+    def __init__(self, name: str, data: Dataset, make: Callable, efforts: list):
         started = time.perf_counter()
         self.name, self.data, self.search = name, data, make(data)
         self.build_s = time.perf_counter() - started
-        self.efforts = {target: self.least(target) for target in TARGETS}
+        self.efforts = {target: self.least(target, efforts) for target in TARGETS}
 
-    def least(self, target: float) -> tuple[int, float] | None:
+    def least(self, target: float, efforts: list) -> tuple | None:
         """The least effort that reaches a recall, and the recall it has."""
-        for effort in EFFORTS:
+        for effort in efforts:
             recall = self.data.recall(self.search(self.data.queries, effort, 1))
             if recall >= target:
                 return effort, recall
@@ -78,7 +80,7 @@ class Rival:
             self.search(query[None], effort, 1)
             times.append(1e3 * (time.perf_counter() - started))
         p50, p99 = np.percentile(times, [50, 99])
-        return {"recall": round(recall, 4), **rates, "p50": round(p50, 4), "p99": round(p99, 4)}
+        return {"recall": round(recall, 4), **rates, "p50": round(float(p50), 4), "p99": round(float(p99), 4)}
 
 
 def symqg(data: Dataset) -> Callable:
@@ -90,28 +92,26 @@ def symqg(data: Dataset) -> Callable:
     return lambda queries, effort, threads: index.search(queries, K, effort, num_threads=threads)[0]
 
 
-def svs(data: Dataset) -> Callable:
-    """Vamana over 4-bit codes with 8-bit residuals, as Intel's library has it."""
-    import svs
+def scann(data: Dataset) -> Callable:
+    """Lists with SOAR and the anisotropic loss, candidates compared as floats."""
+    import scann
 
-    kind, alpha = (svs.DistanceType.L2, 1.2) if data.metric == "l2" else (svs.DistanceType.MIP, 0.95)
-    file = str(ROOT / "results" / f"svs-{data.name}.fvecs")
-    svs.common.write_vecs(data.base, file, skip_check=True)
-    loader = svs.LVQLoader(svs.VectorDataLoader(file, svs.DataType.float32, dims=data.base.shape[1]), primary=4, residual=8)
-    parameters = svs.VamanaBuildParameters(alpha=alpha, graph_max_degree=64, window_size=128)
-    index = svs.Vamana.build(parameters, loader, kind, num_threads=2)
-    os.remove(file)
+    is_l2 = data.metric == "l2"
+    builder = scann.scann_ops_pybind.builder(data.base, K, "squared_l2" if is_l2 else "dot_product").set_n_training_threads(2)
+    builder = builder.tree(400, 16, training_sample_size=len(data.base), **({} if is_l2 else {"soar_lambda": 1.5}))
+    index = builder.score_ah(2, anisotropic_quantization_threshold=float("nan") if is_l2 else 0.2).reorder(100).build()
+    index.set_num_threads(2)
 
     def search(queries, effort, threads):
-        if index.num_threads != threads:
-            index.num_threads = threads
-        index.search_window_size = effort
-        return index.search(queries, K)[0]
+        if len(queries) == 1:
+            return index.search(queries[0], leaves_to_search=effort[0], pre_reorder_num_neighbors=effort[1])[0][None]
+        call = index.search_batched_parallel if threads == 2 else index.search_batched
+        return call(queries, leaves_to_search=effort[0], pre_reorder_num_neighbors=effort[1])[0]
 
     return search
 
 
-RIVALS = {"symqg": ("rabitqlib", symqg), "svs": ("scalable-vs", svs)}
+RIVALS = {"symqg": ("rabitqlib", symqg, BEAMS), "scann": ("scann", scann, LISTS)}
 LINE = re.compile(r"calibrated ([\d.]+) .*? ([\d.]+) +(\d+) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +\d+ +\d+ +[\d.]+$")
 
 
@@ -145,8 +145,7 @@ def main() -> None:
     parser.add_argument("--only", choices=RIVALS)
     arguments = parser.parse_args()
     data = Dataset(arguments.dataset)
-    (ROOT / "results").mkdir(parents=True, exist_ok=True)
-    rivals = [Rival(name, data, make) for name, (_, make) in RIVALS.items() if arguments.only in (None, name)]
+    rivals = [Rival(name, data, make, efforts) for name, (_, make, efforts) in RIVALS.items() if arguments.only in (None, name)]
     rows, started = [], (time.perf_counter(), busy(), own())
     for pair in range(arguments.pairs):
         build_s, found = ours(data)
@@ -156,9 +155,9 @@ def main() -> None:
                 if row := rival.measured(target):
                     rows.append({"pair": pair, "system": rival.name, "target": target, "build_s": round(rival.build_s, 2), **row})
     seconds, all_busy, all_own = (now - then for now, then in zip((time.perf_counter(), busy(), own()), started))
-    versions = {name: importlib.metadata.version(package) for name, (package, _) in RIVALS.items() if arguments.only in (None, name)}
+    versions = {name: importlib.metadata.version(package) for name, (package, *_) in RIVALS.items() if arguments.only in (None, name)}
     said = {"dataset": data.name, "other": round((all_busy - all_own) / seconds, 2), "versions": versions}
-    with (ROOT / "results" / "pairs.jsonl").open("a") as file:
+    with (ROOT / "pairs.jsonl").open("a") as file:
         file.writelines(json.dumps({**said, **row}) + "\n" for row in rows)
     print(said)
     for target in TARGETS:

@@ -2,7 +2,8 @@
 //!
 //! Built by leaves of near vertices (`leaves.rs`), pruned and refined (`link.rs`), every vertex within reach (`reach.rs`). Vectors are
 //! turned into a space where all metrics are Euclidean (`space.rs`) and written in few bits (`kernels::CodeLayout`). What effort
-//! reaches which recall is measured at the end of the build (`calibrate.rs`) and kept in the head (`format.rs`).
+//! reaches which recall is measured at the end of the build (`calibrate.rs`), for queries unlike the rows too (`far.rs`), and kept in
+//! the head (`format.rs`). Rows far from all others are no vertices but candidates of every search (`outliers.rs`).
 //!
 //! Floats that hold whole numbers of one byte are kept without loss beside the codes: candidates are compared by them, and their exact
 //! distances told (`exact.rs`).
