@@ -362,9 +362,9 @@ class Changes:
             return self.sql("REINDEX TABLE t")
         return self.sql(f"REINDEX INDEX {self.random.choice(listed)} ON t")
 
-    def insert_and_wait(self) -> Step:
-        """Until the server has built what the indexes lack."""
-        step = self.insert(self.random.choice([50, 4_500]))
+    def insert_and_wait(self, count: int = 0) -> Step:
+        """Until the server has built what the indexes lack. `count` rows, or a few or many."""
+        step = self.insert(count or self.random.choice([50, 4_500]))
 
         def act(on: Connection) -> None:
             step.act(on)

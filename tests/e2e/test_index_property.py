@@ -44,7 +44,7 @@ def test_searches_are_right_at_every_version_whatever_was_done(element, tmp_path
             # How often an index was there in time is a matter of the machine's other work: now one is.
             if not run.indexes:
                 run.apply(changes.create_index())
-            run.apply(changes.insert_and_wait())
+            run.apply(changes.insert_and_wait(4_500))
             searches.look(at_head=20, elsewhere=20)
             run.plain.table("CHECK TABLE t")
             run.stop(is_killed=False)

@@ -42,7 +42,7 @@ pub const SEARCHES: [&str; 2] = [VECTOR_SEARCH, TEXT_SEARCH];
 /// Rows that a search returns if nothing is said.
 const K_DEFAULT: usize = 10;
 
-/// Plans `vector_search(…)` and `text_search(…)` and guards all other relations.
+/// Plans `vector_search(…)` and `text_search(…)`, and guards them and all other relations.
 #[derive(Debug)]
 pub struct Relations;
 
