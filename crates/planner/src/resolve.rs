@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableFunctionArgs, TableProvider};
 use datafusion::common::{Constraints, DFSchema, Statistics, TableReference, plan_err};
@@ -203,6 +203,29 @@ pub fn searchable(source: &Arc<dyn TableSource>) -> Option<Arc<dyn SearchableTab
     let provider = datafusion::datasource::source_as_provider(source).ok()?;
     let provider: &dyn Any = provider.as_ref();
     provider.downcast_ref::<Searchable>().map(|searchable| Arc::clone(&searchable.0))
+}
+
+/// The columns that a search fetches, by index, under the name that the table has in the query.
+///
+/// # Errors
+/// A column index that the table does not have.
+pub(crate) fn fetched_fields(
+    name: &TableReference,
+    table: &dyn SearchableTable,
+    columns: &[usize],
+) -> Result<Vec<(Option<TableReference>, FieldRef)>> {
+    let schema = table.schema();
+    let field = |at: &usize| match schema.fields().get(*at) {
+        Some(field) => Ok((Some(name.clone()), Arc::clone(field))),
+        None => plan_err!("table {name} has no column {at}"),
+    };
+    columns.iter().map(field).collect()
+}
+
+/// The names of these columns, which the table has.
+pub(crate) fn fetched_names(table: &dyn SearchableTable, columns: &[usize]) -> Vec<String> {
+    let schema = table.schema();
+    columns.iter().map(|at| schema.field(*at).name().clone()).collect()
 }
 
 /// An error about SQL text that names what the user wrote, so that the shell can point at it.

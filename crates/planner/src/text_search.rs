@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::datatypes::{DataType, Field};
 use datafusion::common::{Column, DFSchema, DFSchemaRef, TableReference, plan_err};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::Result;
@@ -13,7 +13,7 @@ use datafusion::logical_expr::{
     Cast, Expr, Extension, LogicalPlan, LogicalPlanBuilder, TableScan, UserDefinedLogicalNodeCore,
 };
 
-use crate::resolve::{ROW_ADDRESS, SearchableTable, searchable};
+use crate::resolve::{ROW_ADDRESS, SearchableTable, fetched_fields, fetched_names, searchable};
 
 /// The name of the column that holds how well a row fits: the larger, the better.
 pub const SCORE: &str = "_score";
@@ -97,8 +97,7 @@ impl TextSearch {
 
     /// The names of the columns that are fetched.
     pub fn column_names(&self) -> Vec<String> {
-        let schema = self.table.schema();
-        self.columns.iter().map(|at| schema.field(*at).name().clone()).collect()
+        fetched_names(self.table.as_ref(), &self.columns)
     }
 
     fn identity(&self) -> (String, String, &Option<Arc<LogicalPlan>>, &str, &Expr, usize, &[usize]) {
@@ -117,12 +116,7 @@ fn scanned(relation: &LogicalPlan) -> Option<(&TableScan, Arc<dyn SearchableTabl
 }
 
 fn output_schema(name: &TableReference, table: &dyn SearchableTable, columns: &[usize]) -> Result<DFSchemaRef> {
-    let schema = table.schema();
-    let mut fields: Vec<(Option<TableReference>, FieldRef)> = Vec::with_capacity(columns.len() + 1);
-    for at in columns {
-        let Some(field) = schema.fields().get(*at) else { return plan_err!("table {name} has no column {at}") };
-        fields.push((Some(name.clone()), Arc::clone(field)));
-    }
+    let mut fields = fetched_fields(name, table, columns)?;
     fields.push((None, Arc::new(Field::new(SCORE, DataType::Float64, false))));
     Ok(Arc::new(DFSchema::new_with_metadata(fields, Default::default())?))
 }

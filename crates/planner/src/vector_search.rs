@@ -5,13 +5,13 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::datatypes::{DataType, Field};
 use datafusion::common::{DFSchema, DFSchemaRef, TableReference, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 use kernels::Metric;
 
-use crate::resolve::SearchableTable;
+use crate::resolve::{SearchableTable, fetched_fields, fetched_names};
 
 /// The name of the column that holds the distance.
 pub const DISTANCE: &str = "_distance";
@@ -92,18 +92,12 @@ impl VectorSearch {
 
     /// The names of the columns that are fetched.
     pub fn column_names(&self) -> Vec<String> {
-        let schema = self.table.schema();
-        self.columns.iter().map(|at| schema.field(*at).name().clone()).collect()
+        fetched_names(self.table.as_ref(), &self.columns)
     }
 }
 
 fn output_schema(name: &TableReference, table: &dyn SearchableTable, columns: &[usize]) -> Result<DFSchemaRef> {
-    let schema = table.schema();
-    let mut fields: Vec<(Option<TableReference>, FieldRef)> = Vec::with_capacity(columns.len() + 1);
-    for at in columns {
-        let Some(field) = schema.fields().get(*at) else { return plan_err!("table {name} has no column {at}") };
-        fields.push((Some(name.clone()), Arc::clone(field)));
-    }
+    let mut fields = fetched_fields(name, table, columns)?;
     fields.push((Some(distance_qualifier()), Arc::new(Field::new(DISTANCE, DataType::Float64, true))));
     Ok(Arc::new(DFSchema::new_with_metadata(fields, Default::default())?))
 }
